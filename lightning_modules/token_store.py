@@ -1,0 +1,91 @@
+"""Token ids on disk: memory-mapped shards with a document index.
+
+A store is a folder: `00000.bin`, `00001.bin`, … hold token ids back to back (uint16 up to 65,536 ids, else uint32);
+`00000.idx`, … hold the offset of each document's first token and, last, the shard's length (int64); `meta.json` holds
+the counts. Opening a store maps the files and reads nothing else, so it costs the same for a megabyte and a terabyte,
+and processes on one machine share the pages.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lightning_modules.errors import PipelineError
+
+
+@dataclass(frozen=True)
+class StoreMeta:
+    """What a store holds. `utf8_bytes` of the original text turns nats per token into bits per byte."""
+
+    dtype: str
+    vocab_size: int
+    tokenizer_sha256: str
+    shards: int
+    documents: int
+    tokens: int
+    utf8_bytes: int
+
+
+def token_dtype(vocab_size: int) -> str:
+    """The smallest of uint16 and uint32 that holds every id below `vocab_size`."""
+    return "uint16" if vocab_size <= 2**16 else "uint32"
+
+
+def write_shard(folder: Path, number: int, documents: Iterable[Sequence[int]], dtype: str) -> tuple[int, int]:
+    """Writes shard `number` of a store; returns (documents, tokens) written. Shards may be written in parallel."""
+    offsets = [0]
+    with (folder / f"{number:05d}.bin").open("wb") as file:
+        for ids in documents:
+            file.write(np.asarray(ids, dtype=dtype).tobytes())
+            offsets.append(offsets[-1] + len(ids))
+    (folder / f"{number:05d}.idx").write_bytes(np.asarray(offsets, dtype=np.int64).tobytes())
+    return len(offsets) - 1, offsets[-1]
+
+
+def write_meta(folder: Path, meta: StoreMeta) -> None:
+    """Writes the counts, last: a folder without them is not a store."""
+    (folder / "meta.json").write_text(json.dumps(asdict(meta), indent=2) + "\n")
+
+
+class TokenStore:
+    """A store opened for reading: `store[i]` is document i's ids, a view of the mapped file."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises PipelineError where `folder` is not a whole store."""
+        try:
+            self.meta = StoreMeta(**json.loads((folder / "meta.json").read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise PipelineError(f"{folder} is not a token store ({error}): run the tokenize stage again") from error
+        self._offsets = [_map(folder / f"{n:05d}.idx", "int64") for n in range(self.meta.shards)]
+        self._tokens = [_map(folder / f"{n:05d}.bin", self.meta.dtype) for n in range(self.meta.shards)]
+        self._first_document = np.cumsum([0] + [len(offsets) - 1 for offsets in self._offsets])
+        if self._first_document[-1] != self.meta.documents or sum(map(len, self._tokens)) != self.meta.tokens:
+            raise PipelineError(f"{folder} does not hold what its meta.json says: run the tokenize stage again")
+
+    def __len__(self) -> int:
+        return self.meta.documents
+
+    def __getitem__(self, document: int) -> npt.NDArray[Any]:
+        if not 0 <= document < len(self):
+            raise IndexError(document)
+        shard = int(np.searchsorted(self._first_document, document, side="right")) - 1
+        within = document - self._first_document[shard]
+        start, end = self._offsets[shard][within : within + 2]
+        return self._tokens[shard][start:end]
+
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens in each document, shape (documents,)."""
+        return np.concatenate([np.diff(offsets) for offsets in self._offsets] or [np.zeros(0, np.int64)])
+
+
+def _map(path: Path, dtype: str) -> npt.NDArray[Any]:
+    """Maps a flat array; an empty file, which cannot be mapped, is an empty array."""
+    try:
+        return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype)
+    except (OSError, ValueError) as error:
+        raise PipelineError(f"{path} cannot be read ({error}): run the tokenize stage again") from error

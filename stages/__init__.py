@@ -1,0 +1,1 @@
+"""What each step does: one program a DVC stage, `python -m stages.NAME`."""

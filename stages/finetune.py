@@ -1,0 +1,103 @@
+"""Fine-tunes for a task, from the pre-trained model or, as the control, from scratch with the same budget.
+
+Reads data/tokens/TASK and models/pretrained; writes models/TASK, with --from-scratch models/TASK-scratch. Killed or
+stopped, the same command goes on from the newest checkpoint.
+"""
+
+import argparse
+from pathlib import Path
+
+from lightning_modules.datamodule import TextPairs
+from lightning_modules.errors import PipelineError
+from lightning_modules.model_folder import load_model, load_tokenizer, new_model, read_config, sha256
+from lightning_modules.module import Recipe
+from lightning_modules.text_to_text import TextToText
+from lightning_modules.transformer.config import TransformerConfig
+from lightning_modules.transformer.model import EncoderDecoder
+from stages.console import run_stage, stage_parser
+from stages.params import Params, load_params
+from stages.training import Job, run_training
+
+TOKENIZER, PRETRAINED = Path("data/tokenizer"), Path("models/pretrained")
+
+
+def finetune(params: Params, task: str, from_scratch: bool) -> None:
+    """Trains models/TASK or models/TASK-scratch. Raises PipelineError, or Interrupted after saving a checkpoint."""
+    if task not in params.tasks:
+        raise PipelineError(f"no task {task!r} in params.yaml, which has {', '.join(params.tasks)}")
+    section, own, seed = params.finetune, params.tasks[task], params.seed
+    tokens, output = Path("data/tokens") / task, Path("models") / (f"{task}-scratch" if from_scratch else task)
+    tokenizer_file = TOKENIZER / "tokenizer.json"
+    model = _scratch_model(params) if from_scratch else _pretrained_model(params, tokenizer_file)
+    train, validation = (
+        TextPairs(
+            tokens / split,
+            section.batch_tokens,
+            own.max_source_tokens,
+            own.max_target_tokens,
+            model.config.pad_id,
+            model.config.eos_id,
+            seed,
+        )
+        for split in ("train", "validation")
+    )
+    if any(train.cut.values()):
+        print(
+            f"{task}: cut {train.cut['source']} sources and {train.cut['target']} targets that are too long", flush=True
+        )
+    settings = {"seed": seed, "finetune": section.model_dump(), "task": own.model_dump()}
+    if from_scratch:
+        settings["model"] = params.model.model_dump()
+    job = Job(
+        name=f"{'scratch' if from_scratch else 'finetune'}@{task}",
+        output=output,
+        section=section,
+        recipe=Recipe(
+            steps=own.steps,
+            learning_rate=own.learning_rate,
+            schedule=section.schedule,
+            warmup_steps=section.warmup_steps,
+            weight_decay=section.weight_decay,
+            label_smoothing=section.label_smoothing,
+            seed=seed,
+        ),
+        settings=settings,
+        inputs=[tokens, TOKENIZER] if from_scratch else [tokens, TOKENIZER, PRETRAINED],
+        limits={"max_source_tokens": own.max_source_tokens, "max_target_tokens": own.max_target_tokens},
+        tokenizer_file=tokenizer_file,
+        cut=train.cut,
+    )
+
+    def sample() -> str:
+        tokenizer = load_tokenizer(TOKENIZER)
+        sources = [tokenizer.decode(validation.source[i].tolist()) for i in range(min(8, len(validation.source)))]
+        answers = TextToText.load(output).generate(sources)
+        wanted = [tokenizer.decode(validation.target[i].tolist()) for i in range(len(sources))]
+        return "\n\n".join(
+            f"source: {s}\nwanted: {w}\nwritten: {a}" for s, w, a in zip(sources, wanted, answers, strict=True)
+        )
+
+    run_training(job, model, train, validation, sample)
+
+
+def _scratch_model(params: Params) -> EncoderDecoder:
+    shape = params.model.model_dump() | {"dropout": params.finetune.dropout}
+    return new_model(TransformerConfig(vocab_size=load_tokenizer(TOKENIZER).get_vocab_size(), **shape), params.seed)
+
+
+def _pretrained_model(params: Params, tokenizer_file: Path) -> EncoderDecoder:
+    if read_config(PRETRAINED)["tokenizer_sha256"] != sha256(tokenizer_file):
+        raise PipelineError(f"{PRETRAINED} was trained with another tokenizer than {tokenizer_file}: rerun pretrain")
+    return load_model(PRETRAINED, dropout=params.finetune.dropout)
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Runs the stage."""
+    finetune(load_params(), arguments.task, arguments.from_scratch)
+
+
+if __name__ == "__main__":
+    parser = stage_parser(__doc__)
+    parser.add_argument("task", help="a task of params.yaml")
+    parser.add_argument("--from-scratch", action="store_true", help="start from random weights: the control")
+    run_stage(main, parser)

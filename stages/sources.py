@@ -1,0 +1,195 @@
+"""Raw files, opened: lines of bytes, rows of tables, whatever the format and compression.
+
+Formats: txt, jsonl, csv, tsv, parquet, each also .gz or .zst. Everything is read as a stream; only a compressed
+parquet file is held in memory whole. A record that cannot be read comes out as `Bad`, with its line and the reason; a
+file that cannot be read raises PipelineError.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lightning_modules.errors import PipelineError
+
+TEXT_FORMATS = (".txt",)
+TABLE_FORMATS = (".jsonl", ".csv", ".tsv", ".parquet")
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+_BATCH = 1024  # parquet rows decoded at a time
+
+
+class Row(NamedTuple):
+    """A record as its file has it. `line` counts from 1: lines in text formats, rows in parquet; 0: no lines."""
+
+    line: int
+    values: dict[str, Any]
+
+
+class Bad(NamedTuple):
+    """A record that cannot be used, and why."""
+
+    line: int
+    reason: str
+
+
+def format_of(path: Path) -> str:
+    """`.jsonl` for `a.jsonl` and `a.jsonl.zst`."""
+    name = path.name.lower()
+    for suffix in COMPRESSIONS:
+        name = name.removesuffix(suffix)
+    return Path(name).suffix
+
+
+def files_in(folder: Path, formats: Sequence[str]) -> list[Path]:
+    """The files of these formats in `folder` and below, hidden ones apart, in the order of their names.
+
+    Raises PipelineError where there is none.
+    """
+    present = [path for path in sorted(folder.rglob("*")) if path.is_file() and not _hidden(path, folder)]
+    files = [path for path in present if format_of(path) in formats]
+    if not files:
+        what = f"holds no {', '.join(formats)} file" if folder.is_dir() else "is not there: run the fetch stage first"
+        there = f" (it holds {present[0].name}{', …' if len(present) > 1 else ''})" if present else ""
+        raise PipelineError(f"{folder} {what}{there}")
+    return files
+
+
+def _hidden(path: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+
+def open_raw(path: Path) -> BinaryIO:
+    """Opens a file for reading bytes, decompressing .gz and .zst (also of several members, one after the other)."""
+    compression = COMPRESSIONS.get(path.suffix.lower())
+    try:
+        stream = pa.input_stream(str(path), compression=compression)
+    except OSError as error:
+        raise PipelineError(f"{path} cannot be opened: {error}") from None
+    return cast(BinaryIO, io.BufferedReader(stream, 1 << 20))
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(line number, line without its end and without a byte-order mark). Raises PipelineError on a damaged file."""
+    try:
+        with open_raw(path) as stream:
+            for number, line in enumerate(stream, start=1):
+                if number == 1:
+                    line = _without_mark(path, line)
+                yield number, line.rstrip(b"\r\n")
+    except OSError as error:  # truncated or damaged compressed data, or a failing disk
+        raise PipelineError(f"{path} cannot be read to its end ({error}): bring the file in again") from None
+
+
+def _without_mark(path: Path, start: bytes) -> bytes:
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise PipelineError(f"{path} is UTF-16: convert it with iconv -f UTF-16 -t UTF-8")
+    return start.removeprefix(b"\xef\xbb\xbf")
+
+
+def read_rows(path: Path, columns: Sequence[str]) -> Iterator[Row | Bad]:
+    """The rows of a table. Raises PipelineError where a csv, tsv or parquet file has not one of `columns`.
+
+    A name with dots reaches into nested values: `translation.en`, `answers.text.0`.
+    """
+    match format_of(path):
+        case ".jsonl":
+            yield from _jsonl_rows(path)
+        case ".parquet":
+            yield from _parquet_rows(path, columns)
+        case _:
+            yield from _delimited_rows(path, columns)
+
+
+def value_at(values: Any, name: str) -> Any:
+    """The value of column `name`, which may be a path into nested values. Raises KeyError where there is none."""
+    if isinstance(values, dict) and name in values:
+        return values[name]
+    head, dot, rest = name.partition(".")
+    if isinstance(values, list) and head.isdigit() and int(head) < len(values):
+        inner = values[int(head)]
+    elif isinstance(values, dict) and head in values:
+        inner = values[head]
+    else:
+        raise KeyError(name)
+    return value_at(inner, rest) if dot else inner
+
+
+def _jsonl_rows(path: Path) -> Iterator[Row | Bad]:
+    for number, line in read_lines(path):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line.decode())
+        except UnicodeDecodeError as error:
+            yield Bad(number, f"not UTF-8 (byte {error.start + 1} of the line)")
+        except json.JSONDecodeError as error:
+            yield Bad(number, f"not JSON ({error.msg}, column {error.colno})")
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets nested as deep
+            yield Bad(number, f"not usable JSON ({error})")
+        else:
+            yield Row(number, values) if isinstance(values, dict) else Bad(number, "not a JSON object")
+
+
+def _delimited_rows(path: Path, columns: Sequence[str]) -> Iterator[Row | Bad]:
+    """Csv as RFC 4180 has it, tsv without quoting, as corpora have it. The first line names the columns."""
+    csv.field_size_limit(2**31 - 1)
+    # Undecodable bytes become lone surrogates, so that they spoil only their own record.
+    lines = (line.decode(errors="surrogateescape") + "\n" for _, line in read_lines(path))
+    if format_of(path) == ".tsv":
+        reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
+    else:
+        reader = csv.reader(lines, strict=True)
+    header: list[str] | None = None
+    while True:
+        start = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield Bad(start, f"not {format_of(path)[1:]} ({error})")
+            continue
+        if header is None:
+            header = cells
+            _require(path, header, columns)
+        elif len(cells) == len(header):
+            yield Row(start, dict(zip(header, cells, strict=True)))
+        elif cells:
+            yield Bad(start, f"{len(cells)} cells, but {len(header)} columns")
+
+
+def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[Row | Bad]:
+    try:
+        compressed = path.suffix.lower() in COMPRESSIONS
+        with pq.ParquetFile(pa.BufferReader(open_raw(path).read()) if compressed else path) as file:
+            present = file.schema_arrow.names
+            _require(path, present, columns)
+            wanted = [name if name in present else name.split(".")[0] for name in columns]
+            number = 0
+            for batch in file.iter_batches(_BATCH, columns=wanted):
+                for row in range(batch.num_rows):
+                    number += 1
+                    yield _parquet_row(batch, row, number)
+    except (pa.ArrowException, OSError) as error:
+        raise PipelineError(f"{path} cannot be read as parquet ({error})") from None
+
+
+def _parquet_row(batch: pa.RecordBatch, row: int, number: int) -> Row | Bad:
+    try:
+        return Row(number, {name: batch[name][row].as_py() for name in batch.schema.names})
+    except UnicodeDecodeError:
+        return Bad(number, "not UTF-8")
+
+
+def _require(path: Path, present: Sequence[str], columns: Sequence[str]) -> None:
+    for name in columns:
+        if name not in present and name.split(".")[0] not in present:
+            nearest = get_close_matches(name, present, n=1)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            raise PipelineError(f"{path} has no column {name!r}, but {', '.join(map(repr, present))}{hint}")

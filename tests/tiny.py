@@ -1,0 +1,164 @@
+"""A tiny world for the tests of training: real sentences, a tokenizer, token stores, a model of some thousand weights."""
+
+import importlib
+import inspect
+import json
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from lightning_modules.model_folder import sha256
+from lightning_modules.token_store import StoreMeta, TokenStore, token_dtype, write_meta, write_shard
+from lightning_modules.transformer.config import TransformerConfig
+from lightning_modules.transformer.model import EncoderDecoder
+
+torch.set_num_threads(1)  # the machine's other cores may be busy; tiny matrices gain nothing from them
+
+SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<mask>", *(f"<extra_id_{n}>" for n in range(64))]
+FIRST_SENTINEL, EOS = 5, 2
+VOCAB_SIZE = 600
+_MODULES = ("argparse", "calendar", "csv", "datetime", "decimal", "difflib", "fractions", "heapq", "inspect", "logging")
+
+
+@cache
+def sentences() -> tuple[str, ...]:
+    """Some hundred distinct sentences that people wrote: the documentation of Python's own modules."""
+    found: dict[str, None] = {}
+    for name in _MODULES:
+        module = importlib.import_module(name)
+        for _, thing in sorted(inspect.getmembers(module), key=lambda pair: pair[0]):
+            members = [thing, *(member for _, member in inspect.getmembers(thing))] if inspect.isclass(thing) else [thing]
+            for member in members:
+                text = inspect.getdoc(member) if callable(member) else None
+                for sentence in re.split(r"(?<=[.!?])\s+|\n\n", text or ""):
+                    words = sentence.split()
+                    if 3 <= len(words) <= 25:
+                        found[" ".join(words)] = None
+    return tuple(found)
+
+
+@cache
+def tokenizer_json() -> str:
+    """A byte-level BPE tokenizer with the pipeline's special tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(sentences(), trainer)
+    assert tokenizer.get_vocab_size() == VOCAB_SIZE
+    return str(tokenizer.to_str())
+
+
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_str(tokenizer_json())
+
+
+def encoded(texts: Sequence[str]) -> list[list[int]]:
+    return [encoding.ids for encoding in tokenizer().encode_batch_fast(list(texts))]
+
+
+def write_tokenizer(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.json").write_text(tokenizer_json(), encoding="utf-8")
+    return folder / "tokenizer.json"
+
+
+def write_store(folder: Path, documents: Sequence[Sequence[int]], digest: str = "f" * 64) -> TokenStore:
+    """A store of two shards."""
+    folder.mkdir(parents=True, exist_ok=True)
+    dtype, half = token_dtype(VOCAB_SIZE), len(documents) // 2
+    written = [write_shard(folder, n, part, dtype) for n, part in enumerate((documents[:half], documents[half:]))]
+    tokens = sum(count for _, count in written)
+    write_meta(folder, StoreMeta(dtype, VOCAB_SIZE, digest, 2, len(documents), tokens, utf8_bytes=1))
+    return TokenStore(folder)
+
+
+def write_data(root: Path, task: str = "translation") -> None:
+    """`data/tokenizer` and `data/tokens` under `root`: text to pre-train on, and a task: a sentence → its first words."""
+    digest = sha256(write_tokenizer(root / "data/tokenizer"))
+    texts = sentences()
+    for split, part in (("train", texts[:300]), ("validation", texts[300:360])):
+        ids = encoded(part)
+        write_store(root / "data/tokens/pretraining" / split, ids, digest)
+        write_store(root / "data/tokens" / task / split / "source", ids, digest)
+        write_store(root / "data/tokens" / task / split / "target", [document[:5] for document in ids], digest)
+
+
+def config(**changes: Any) -> TransformerConfig:
+    shape: dict[str, Any] = {
+        "vocab_size": VOCAB_SIZE,
+        "d_model": 32,
+        "heads": 4,
+        "d_ff": 64,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "dropout": 0.0,
+        "norm": "pre",
+        "max_length": 128,
+    }
+    return TransformerConfig(**(shape | changes))
+
+
+def model(seed: int = 0, **changes: Any) -> EncoderDecoder:
+    """A model whose every weight is random, biases and norms too, so that no test passes because something is zero."""
+    torch.manual_seed(seed)
+    made = EncoderDecoder(config(**changes))
+    for parameter in made.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    return made.eval()
+
+
+def batch(seed: int, source_lengths: Sequence[int], target_lengths: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random ids, none of them special, padded at the end with 0."""
+    rng = np.random.default_rng(seed)
+
+    def side(lengths: Sequence[int]) -> torch.Tensor:
+        ids = np.zeros((len(lengths), max(lengths)), np.int64)
+        for row, length in enumerate(lengths):
+            ids[row, :length] = rng.integers(5, VOCAB_SIZE, length)
+        return torch.from_numpy(ids)
+
+    return side(source_lengths), side(target_lengths)
+
+
+def source_mask(source_BS: torch.Tensor) -> torch.Tensor:
+    return (source_BS != 0)[:, None, None, :]
+
+
+def uncorrupted(source: Sequence[int], target: Sequence[int]) -> tuple[list[int], list[list[int]]]:
+    """The row that (source, target) came from, and its spans, by the rules of T5's paper."""
+    source, target = list(map(int, source)), list(map(int, target))
+    assert source[-1] == target[-1] == EOS
+    spans: list[list[int]] = []
+    for token in target[:-1]:
+        if FIRST_SENTINEL <= token < FIRST_SENTINEL + 64:
+            assert token == FIRST_SENTINEL + len(spans), "sentinels come in order, each once"
+            spans.append([])
+        else:
+            spans[-1].append(token)
+    row: list[int] = []
+    seen = 0
+    for token in source[:-1]:
+        if FIRST_SENTINEL <= token < FIRST_SENTINEL + 64:
+            assert token == FIRST_SENTINEL + seen
+            row += spans[seen]
+            seen += 1
+        else:
+            row.append(token)
+    assert seen == len(spans)
+    return row, spans
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(path.read_text())
+    return loaded
