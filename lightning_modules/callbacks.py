@@ -166,7 +166,7 @@ class Telling(pl.Callback):
         log: Callable[[dict[str, float], int], None] | None,
     ) -> None:
         """`bar(total=…, name=…, unit=…)` makes the progress bar; `log` receives (metrics, step) as they come."""
-        self.name, self.steps, self.every, self.make_bar, self.log = name, steps, every, bar, log
+        self.name, self.steps, self.every, self.make_bar, self.record = name, steps, every, bar, log
         self.rows: list[dict[str, float]] = []
         self.tokens, self.seconds = 0, 0.0  # over all processes that worked on this run, validation included
         self._clock = 0.0
@@ -226,5 +226,5 @@ class Telling(pl.Callback):
 
     def _add(self, metrics: dict[str, float], trainer: pl.Trainer) -> None:
         self.rows.append({"step": trainer.global_step, **metrics})
-        if self.log:
-            self.log(metrics, trainer.global_step)
+        if self.record:
+            self.record(metrics, trainer.global_step)

@@ -5,6 +5,9 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+
+from lightning_modules.errors import PipelineError
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ def build_trainer(
     """A Trainer that counts optimiser steps, never epochs, and writes nothing of its own accord.
 
     `auto` becomes: all GPUs, else the CPU as one process; DDP where there are several processes; bf16 on GPUs, fp32 on
-    CPUs (bf16 autocast on a CPU without matrix units measured 0.66× of fp32).
+    CPUs (bf16 autocast on a CPU without matrix units measured 0.66× of fp32). Raises PipelineError where the machine
+    has not the devices asked for.
     """
     on_gpu = hardware.accelerator in ("gpu", "cuda") or (hardware.accelerator == "auto" and torch.cuda.is_available())
     if hardware.threads != "auto":
@@ -38,22 +42,29 @@ def build_trainer(
     devices: Any = hardware.devices
     if devices == "auto" and not on_gpu:
         devices = 1
-    return pl.Trainer(
-        accelerator="gpu" if on_gpu else "cpu",
-        devices=devices,
-        num_nodes=hardware.num_nodes,
-        strategy=hardware.strategy,
-        precision=precision,
-        max_steps=steps,
-        max_epochs=-1,
-        val_check_interval=validate_every,
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        gradient_clip_val=gradient_clip or None,
-        use_distributed_sampler=False,
-        callbacks=callbacks,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    try:
+        return pl.Trainer(
+            accelerator="gpu" if on_gpu else "cpu",
+            devices=devices,
+            num_nodes=hardware.num_nodes,
+            strategy=hardware.strategy,
+            precision=precision,
+            max_steps=steps,
+            max_epochs=-1,
+            val_check_interval=validate_every,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            gradient_clip_val=gradient_clip or None,
+            use_distributed_sampler=False,
+            callbacks=callbacks,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    except MisconfigurationException as error:
+        problem = " ".join(str(error).split())
+        raise PipelineError(
+            f"accelerator {hardware.accelerator}, devices {hardware.devices}, strategy {hardware.strategy} do not fit "
+            f"this machine: {problem}"
+        ) from error

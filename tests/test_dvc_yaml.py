@@ -16,6 +16,8 @@ DECIDES_NOTHING = {
     ).split()
 } | {"lightning_modules/__init__.py", "lightning_modules/errors.py"}
 
+LOADED_BY_PATH = {"stages/register.py": {ROOT / "stages/served_model.py"}}  # MLflow is given the file
+
 
 def first_party_imports(path: Path) -> set[Path]:
     found = set()
@@ -42,7 +44,7 @@ def code_behind(module: Path) -> set[str]:
         if name in seen or name in DECIDES_NOTHING:
             continue
         seen.add(name)
-        waiting |= first_party_imports(path)
+        waiting |= first_party_imports(path) | LOADED_BY_PATH.get(name, set())
     return seen
 
 

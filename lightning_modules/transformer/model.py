@@ -41,6 +41,11 @@ class EncoderDecoder(nn.Module):
                     parameter.data.mul_((2 * depth) ** -0.5)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
+        if isinstance(self.decoder_norm, nn.LayerNorm):
+            # The residual carries the last token's own embedding to the end, where the tied matrix gives it a logit of
+            # about √d_model. Quieter at first, a fresh model guesses evenly: 10.6 → 6.4 nats over 600 entries at width
+            # 192, and still 0.15–0.2 nats better after 240 steps.
+            nn.init.constant_(self.decoder_norm.weight, self.config.d_model**-0.25)
 
     def forward(self, source_BS: Tensor, target_BT: Tensor, mask_B11S: Tensor | None = None) -> Tensor:
         """Source and shifted target ids → hidden vectors (B, T, D) that predict the next target token.

@@ -1,0 +1,245 @@
+"""Sends what `stages.spool` holds to MLflow, once and in order, whether the server is there now or comes back later.
+
+The default store is SQLite in `.pipeline/`, created and upgraded once under a lock: processes that meet on a fresh
+database break it for good. With a server (MLFLOW_TRACKING_URI) a request that finds nobody costs at most 4 s.
+Importing MLflow takes 1 to 3 s, so it happens where a `Delivery` is made and not before.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from lightning_modules.errors import PipelineError
+from stages.lineage import without_credentials
+from stages.spool import Operation, Spool, file_lock
+
+REQUEST_SECONDS = 4  # more than any answer of a healthy server takes, and what a stage may lose to a dead one
+METRICS_AT_ONCE = 1000  # MLflow's own limits of a batch
+PARAMS_AT_ONCE = 100
+UI_ADDRESS = "http://127.0.0.1:5000"  # where `make ui` shows the default store
+_KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's pages open with runs, not with chat traces
+_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_FINAL_ERRORS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST"}
+
+
+def tracking_uri(root: Path) -> str:
+    """MLFLOW_TRACKING_URI, else the SQLite file under `root` (absolute: MLflow's own default is the current folder)."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / '.pipeline' / 'mlflow.db'}"
+
+
+def ui_url(uri: str) -> str:
+    """The address of the pages that show what is stored at `uri`."""
+    return without_credentials(uri).rstrip("/") if uri.startswith("http") else UI_ADDRESS
+
+
+def answers(uri: str) -> bool:
+    """Whether somebody listens at a tracking URI that names a host; others are taken for reachable. At most 2 s."""
+    try:
+        parts = urlsplit(uri)
+        port = parts.port or _PORTS.get(parts.scheme.split("+")[0])
+        if not parts.hostname or not port:
+            return True
+        with socket.create_connection((parts.hostname, port), timeout=2):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
+def prepare_store(uri: str, root: Path) -> None:
+    """Creates or upgrades a SQLite store, once for each version of MLflow. Raises PipelineError where that fails."""
+    if not uri.startswith("sqlite:"):
+        return
+    from importlib.metadata import version
+
+    state = root / ".pipeline"
+    made_by = state / "mlflow.version"
+    with file_lock(state / "mlflow.lock"):
+        wanted = f"{version('mlflow')} {uri}"
+        if made_by.exists() and made_by.read_text() == wanted and Path(uri.removeprefix("sqlite:///")).exists():
+            return
+        command = [sys.executable, "-m", "mlflow", "db", "upgrade", uri]
+        upgrade = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+        if upgrade.returncode != 0:
+            reason = (upgrade.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise PipelineError(f"MLflow's database {uri} cannot be created or upgraded: {reason}")
+        made_by.write_text(wanted)
+
+
+class Delivery:
+    """A connection to the tracking store."""
+
+    def __init__(self, uri: str, root: Path) -> None:
+        """Raises PipelineError where the store cannot be prepared."""
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(REQUEST_SECONDS))
+        prepare_store(uri, root)
+        from mlflow import MlflowClient
+
+        self.uri = uri
+        self.root = root
+        self.client: Any = MlflowClient(uri)
+        self.refused: list[str] = []  # what the server will never take, for a warning
+
+    def send(self, spool: Spool) -> bool:
+        """Sends what is unsent. False where the server does not answer now: the rest stays in the spool.
+
+        What the server refuses for good (a changed parameter, a deleted run) is left out and noted in `refused`.
+        """
+        operations = spool.unsent()
+        while operations:
+            batch = _batch(operations)
+            try:
+                self._apply(spool, [operation for operation, _ in batch])
+            except Exception as error:
+                if not _is_final(error):
+                    return False
+                self.refused.append(str(error).splitlines()[0][:300])
+            spool.save_state(sent=batch[-1][1])
+            operations = operations[len(batch) :]
+        return True
+
+    def _apply(self, spool: Spool, operations: list[Operation]) -> None:
+        """Does one operation, or several of metrics as one."""
+        first = operations[0]
+        if first["op"] == "begin":
+            self._begin(spool, first)
+            return
+        run_id = spool.state.get("run_id")
+        if run_id is None:
+            raise ValueError("the run could not be created")
+        if first["op"] == "metrics":
+            self._log_metrics(run_id, operations)
+        elif first["op"] == "params":
+            self._log_params(run_id, first["values"])
+        elif first["op"] == "file":
+            path = spool.folder / first["path"]
+            if path.is_dir():
+                self.client.log_artifacts(run_id, str(path), path.name)
+            else:
+                self.client.log_artifact(run_id, str(path))
+        elif first["op"] == "end":
+            self._end(spool, first)
+
+    def _begin(self, spool: Spool, operation: Operation) -> None:
+        experiment = self._experiment(operation["experiment"])
+        parent = self._parent(experiment, operation) if operation["parent"] else None
+        tags = operation["tags"] | {"pipeline.spool": spool.folder.name}
+        if parent:
+            tags["mlflow.parentRunId"] = parent
+        run_id = self._reopened(spool.state.get("run_id") or operation["resume"], tags)
+        if run_id is None and spool.state.get("creating"):  # a former process may have died right after creating it
+            found = self.client.search_runs([experiment], f"tags.`pipeline.spool` = '{spool.folder.name}'")
+            run_id = found[0].info.run_id if found else None
+        if run_id is None:
+            spool.save_state(creating=True)
+            name = operation["stage"]
+            run_id = self.client.create_run(experiment, operation["time"], tags, run_name=name).info.run_id
+        spool.save_state(run_id=run_id, experiment_id=experiment, parent_id=parent)
+        self._log_inputs(run_id, operation["datasets"])
+
+    def _reopened(self, run_id: str | None, tags: dict[str, str]) -> str | None:
+        """Opens an ended run again, under today's parent; None where there is no such run any more."""
+        from mlflow.exceptions import MlflowException
+
+        if run_id is None:
+            return None
+        try:
+            former = self.client.get_run(run_id)
+            self.client.update_run(run_id, status="RUNNING")
+        except MlflowException as error:
+            if _is_final(error):
+                return None
+            raise
+        for key, value in tags.items():
+            self.client.set_tag(run_id, key, value)
+        former_parent = former.data.tags.get("mlflow.parentRunId")
+        if former_parent and former_parent != tags.get("mlflow.parentRunId"):
+            self._settle(former.info.experiment_id, former_parent)
+        return run_id
+
+    def _experiment(self, name: str) -> str:
+        with file_lock(self.root / ".pipeline" / "mlflow.lock"):
+            found = self.client.get_experiment_by_name(name)
+            if found is not None:
+                if found.lifecycle_stage == "deleted":
+                    self.client.restore_experiment(found.experiment_id)
+                return str(found.experiment_id)
+            artifacts = (self.root / ".pipeline" / "mlartifacts").resolve().as_uri()
+            location = artifacts if self.uri.startswith("sqlite:") else None
+            return str(self.client.create_experiment(name, location, _KIND))
+
+    def _parent(self, experiment: str, operation: Operation) -> str:
+        """The run of the whole pipeline: found by its key, else created; open while any of its stages is."""
+        wanted = operation["parent"]
+        with file_lock(self.root / ".pipeline" / "mlflow.lock"):
+            key = f"tags.`pipeline.run` = '{wanted['key']}' and tags.`pipeline.stage` = 'all'"
+            found = self.client.search_runs([experiment], key)
+            if found:
+                self.client.update_run(found[0].info.run_id, status="RUNNING")
+                return str(found[0].info.run_id)
+            tags = wanted["tags"] | {"pipeline.run": wanted["key"], "pipeline.stage": "all"}
+            return str(self.client.create_run(experiment, operation["time"], tags, wanted["name"]).info.run_id)
+
+    def _log_metrics(self, run_id: str, operations: list[Operation]) -> None:
+        from mlflow.entities import Metric
+
+        metrics = [
+            Metric(name, value, operation["time"], operation["step"])
+            for operation in operations
+            for name, value in operation["values"].items()
+        ]
+        for start in range(0, len(metrics), METRICS_AT_ONCE):
+            self.client.log_batch(run_id, metrics=metrics[start : start + METRICS_AT_ONCE], synchronous=True)
+
+    def _log_params(self, run_id: str, values: dict[str, str]) -> None:
+        from mlflow.entities import Param
+
+        params = [Param(name, value) for name, value in values.items()]
+        for start in range(0, len(params), PARAMS_AT_ONCE):
+            self.client.log_batch(run_id, params=params[start : start + PARAMS_AT_ONCE], synchronous=True)
+
+    def _log_inputs(self, run_id: str, datasets: list[dict[str, str]]) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        if datasets:
+            tags = [InputTag("mlflow.data.context", "input")]
+            self.client.log_inputs(run_id, [DatasetInput(Dataset(**dataset), tags) for dataset in datasets])
+
+    def _end(self, spool: Spool, operation: Operation) -> None:
+        self.client.set_terminated(spool.state["run_id"], operation["status"], operation["time"])
+        if spool.state["parent_id"]:
+            with file_lock(self.root / ".pipeline" / "mlflow.lock"):
+                self._settle(spool.state["experiment_id"], spool.state["parent_id"])
+
+    def _settle(self, experiment: str, parent: str) -> None:
+        """A pipeline run is open while a stage is; then it failed where a stage's last run did, else finished."""
+        children = self.client.search_runs(
+            [experiment], f"tags.`mlflow.parentRunId` = '{parent}'", order_by=["start_time"]
+        )
+        last = {child.data.tags.get("pipeline.stage"): child.info.status for child in children}
+        worst = next((s for s in ("RUNNING", "FAILED", "KILLED") if s in last.values()), "FINISHED")
+        if worst != "RUNNING":
+            self.client.set_terminated(parent, worst)
+
+
+def _batch(operations: list[tuple[Operation, int]]) -> list[tuple[Operation, int]]:
+    """The first operation; of metrics as many as follow each other and fit a request or nearly."""
+    count = 1
+    if operations[0][0]["op"] == "metrics":
+        while count < min(len(operations), METRICS_AT_ONCE // 10) and operations[count][0]["op"] == "metrics":
+            count += 1
+    return operations[:count]
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether trying again cannot help: not a silent, overloaded or unwilling server, but a wrong request."""
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
+
+    if isinstance(error, MlflowException):
+        return error.error_code in _FINAL_ERRORS
+    return not isinstance(error, RequestException)

@@ -1,0 +1,201 @@
+"""The report's page: what pre-training bought first, then how one knows, then what it was made from.
+
+Every text that came from data is escaped. One file: styles and plots are inside.
+"""
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+from stages.report_plots import COLOURS, LABELS, Curve, curves_svg, scores_svg
+from stages.report_table import HEADER, Row
+from stages.scores import record_scores
+
+if TYPE_CHECKING:
+    from stages.report import Results
+
+EXAMPLES = 2  # of each kind: best, worst, first
+_LONGEST = 600  # characters of an example's source
+_STYLE = """
+:root { --ink: #23272e; --soft: #626973; --line: #e4e7eb; --teal: #0b6e8a; --amber: #b8620e; --paper: #fbfbfa; }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI",
+  Roboto, "Helvetica Neue", sans-serif; }
+main { max-width: 56rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
+h1 { font-size: 1.9rem; line-height: 1.2; letter-spacing: -.02em; margin: 0 0 .5rem; }
+h2 { font-size: 1.25rem; margin: 3rem 0 .75rem; letter-spacing: -.01em; }
+h3 { font-size: 1rem; margin: 1.75rem 0 .5rem; text-transform: capitalize; }
+p { margin: .5rem 0; } .soft { color: var(--soft); }
+.cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); margin: 1.75rem 0; }
+.card { padding: 1.1rem 1.2rem; }
+.card b { display: block; font-size: 2rem; line-height: 1.1; letter-spacing: -.03em; margin: .2rem 0 .1rem; }
+.card .gain { color: var(--teal); } .card .loss { color: var(--amber); } .card .unsure { color: var(--soft); }
+.card p { font-size: .9rem; } .card .task { text-transform: capitalize; font-weight: 600; margin: 0; }
+.wide, details, .card { background: #fff; border: 1px solid var(--line); border-radius: .75rem; }
+.wide { overflow-x: auto; padding: .4rem .9rem; }
+table { border-collapse: collapse; width: 100%; font-size: .88rem; font-variant-numeric: tabular-nums; }
+th { text-align: left; font-weight: 600; color: var(--soft); white-space: nowrap; }
+th, td { padding: .5rem .7rem .5rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+tr:last-child td { border-bottom: 0; } td.number, th.number { text-align: right; white-space: nowrap; }
+tr.primary td { font-weight: 600; } td:nth-child(2) { white-space: nowrap; }
+code { font: .82rem ui-monospace, Menlo, Consolas, monospace; word-break: break-all; }
+svg { width: 100%; height: auto; display: block; }
+details { padding: .7rem 1rem; margin: .6rem 0; }
+summary { cursor: pointer; font-weight: 500; }
+dl { display: grid; grid-template-columns: 8rem 1fr; gap: .35rem 1rem; margin: .9rem 0 .2rem; font-size: .92rem; }
+dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; white-space: pre-wrap; }
+@media (max-width: 34rem) { dl { grid-template-columns: 1fr; gap: .1rem; } dd { margin-bottom: .5rem; } }
+"""
+_FRAME = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>What pre-training bought</title><style>{style}</style></head>
+<body><main>
+{body}
+</main></body></html>
+"""
+
+
+def page(results: "Results") -> str:
+    """The whole page as HTML."""
+    primary = [row for row in results.rows if row.primary]
+    sections = [
+        "<h1>What pre-training bought</h1>",
+        _p("Each task was fine-tuned twice with the same data, steps and settings: from the pre-trained model, and from"
+           " random weights. The difference is what pre-training bought; brackets hold 95 % bootstrap intervals."),
+        f'<div class="cards">{"".join(map(_card, primary))}</div>',
+        "<h2>Scores</h2>",
+        _p("On texts of the test split, which no training saw; 0 to 100, more is better."),
+        f'<div class="wide">{scores_svg(primary)}</div><p></p>',
+        _scores_table(results.rows),
+        _signatures(results.rows),
+        *_learning(results),
+        *_examples(results),
+        *_data(results),
+        *_origins(results),
+    ]  # fmt: skip
+    return _FRAME.format(style=_STYLE, body="\n".join(sections))
+
+
+def _card(row: Row) -> str:
+    kind = "gain" if row.difference.low > 0 else "loss" if row.difference.high < 0 else "unsure"
+    number = f'<b class="{kind}">{row.difference.score:+.1f}</b>'
+    scale = f'<span class="soft">{escape(row.metric_name)}, {row.records} test records</span>'
+    return f'<div class="card"><p class="task">{escape(row.task_name)}</p>{number}{scale}{_p(row.verdict())}</div>'
+
+
+def _scores_table(rows: Sequence[Row]) -> str:
+    lines = []
+    for row in rows:
+        cells = [row.task_name if row.primary else "", row.metric_name]
+        numbers = [str(row.pretrained), str(row.scratch), str(row.baseline), row.difference.signed()]
+        lines.append(_tr(cells, numbers, "primary" if row.primary else ""))
+    return _table(HEADER[:2], HEADER[2:], lines)
+
+
+def _signatures(rows: Sequence[Row]) -> str:
+    baselines = {row.task_name: row.baseline_name for row in rows}
+    words = "; ".join(f"{task}: {name}" for task, name in baselines.items())
+    items = "".join(f"<dt>{escape(row.metric_name)}</dt><dd><code>{escape(row.signature)}</code></dd>" for row in rows)
+    return (
+        f"{_p(f'Trivial baselines: {words}.')}<details><summary>How it was measured</summary><dl>{items}</dl></details>"
+    )
+
+
+def _learning(results: "Results") -> Iterable[str]:
+    yield "<h2>Learning</h2>"
+    for name, rows in results.curves.items():
+        curves = []
+        for system in ("pretrained", "scratch"):
+            mine = [row for row in rows if row.get("init", "pretrained") == system]
+            label = "validation" if name == "pretraining" else LABELS[system]
+            for column, faint in (("train_loss", True), ("validation_loss", False)):
+                points = [(float(row["step"]), float(row[column])) for row in mine if row.get(column)]
+                if points:
+                    title = f"{label}, training" if faint and name != "pretraining" else "training" if faint else label
+                    curves.append(Curve(title, points, COLOURS[system], faint))
+        if curves:
+            yield f"<h3>{escape(name.replace('_', ' '))}</h3><div class='wide'>{curves_svg(curves)}</div>"
+    columns = ("steps", "tokens", "seconds", "tokens_per_second", "parameters", "validation_loss", "best_step")
+    lines = [_tr([name], [_number(facts.get(c)) for c in columns]) for name, facts in results.training.items()]
+    yield "<p></p>" + _table(["model"], [column.replace("_", " ") for column in columns], lines)
+
+
+def _examples(results: "Results") -> Iterable[str]:
+    yield "<h2>Examples</h2>"
+    yield _p(
+        "By the pre-trained model's score on the single record: the best, the worst, and the first, which are random."
+    )
+    for row in results.rows:
+        records = results.predictions[row.task]
+        if not row.primary or not records:
+            continue
+        scores = record_scores(row.metric, [r["target"] for r in records], [r["pretrained"] for r in records])
+        order = sorted(range(len(records)), key=lambda number: -scores[number])
+        chosen = dict.fromkeys(range(min(EXAMPLES, len(records))), "first")
+        chosen |= dict.fromkeys(order[-EXAMPLES:], "worst") | dict.fromkeys(order[:EXAMPLES], "best")
+        yield f"<h3>{escape(row.task_name)}</h3>"
+        for kind in ("best", "worst", "first"):
+            for number in (n for n, k in chosen.items() if k == kind):
+                yield _example(f"{kind}: {scores[number]:.0f} {row.metric_name}", records[number])
+
+
+def _example(title: str, record: dict[str, str]) -> str:
+    source = record["source"] if len(record["source"]) <= _LONGEST else record["source"][:_LONGEST] + " …"
+    parts = {"source": source, "reference": record["target"]} | {LABELS[system]: record[system] for system in LABELS}
+    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in parts.items())
+    summary = f"<summary>{escape(title)} <span class='soft'>{escape(record['source'][:80])}</span></summary>"
+    return f"<details>{summary}<dl>{items}</dl></details>"
+
+
+def _data(results: "Results") -> Iterable[str]:
+    yield "<h2>Data</h2>"
+    counts = [entry for sources in results.prepare.values() for entry in sources.values()]
+    filters = list(dict.fromkeys(name for entry in counts for name in entry.get("dropped", {})))
+    splits = list(dict.fromkeys(name for entry in counts for name in entry.get("kept", {})))
+    lines = []
+    for purpose, sources in results.prepare.items():
+        for source, entry in sources.items():
+            numbers = [
+                entry.get("read"),
+                entry.get("quarantined"),
+                *(entry.get("dropped", {}).get(f, 0) for f in filters),
+            ]
+            numbers += [
+                entry.get("duplicates"),
+                *(entry.get("kept", {}).get(s, 0) for s in splits),
+                entry.get("characters"),
+            ]
+            lines.append(_tr([purpose.replace("_", " "), source], [_number(number) for number in numbers]))
+    dropped = [f"dropped: {name.replace('_', ' ')}" for name in filters]
+    header = ["read", "quarantined", *dropped, "duplicates", *splits, "characters kept"]
+    yield _table(["purpose", "source"], header, lines)
+
+
+def _origins(results: "Results") -> Iterable[str]:
+    yield "<h2>Made from</h2>"
+    yield _p("<code>git log -S MD5 --oneline -- dvc.lock</code> finds the commit of a hash,"
+             " <code>dvc get . PATH --rev COMMIT</code> brings the bytes back.", raw=True)  # fmt: skip
+    rows = (f"<tr><td>{escape(name)}</td><td><code>{escape(value)}</code></td></tr>" for name, value in results.lineage)
+    yield f'<div class="wide"><table>{"".join(rows)}</table></div>'
+
+
+def _p(text: str, raw: bool = False) -> str:
+    return f"<p>{text if raw else escape(text)}</p>"
+
+
+def _table(words: Sequence[str], numbers: Sequence[str], lines: Iterable[str]) -> str:
+    header = "".join(f"<th>{escape(word)}</th>" for word in words)
+    header += "".join(f'<th class="number">{escape(number)}</th>' for number in numbers)
+    return f'<div class="wide"><table><tr>{header}</tr>{"".join(lines)}</table></div>'
+
+
+def _tr(words: Sequence[str], numbers: Sequence[str], kind: str = "") -> str:
+    cells = "".join(f"<td>{escape(word)}</td>" for word in words)
+    cells += "".join(f'<td class="number">{escape(number)}</td>' for number in numbers)
+    return f'<tr class="{kind}">{cells}</tr>'
+
+
+def _number(value: object) -> str:
+    if isinstance(value, float) and value != round(value) and abs(value) < 100:
+        return f"{value:.3f}"
+    return f"{value:,.0f}" if isinstance(value, int | float) else "–" if value is None else str(value)

@@ -1,0 +1,79 @@
+"""The report's plots as inline SVG: learning curves, scores with their intervals. Costs matplotlib's import, 1 s."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from stages.report_table import Row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLOURS = {"pretrained": "#0b6e8a", "scratch": "#d9822b", "baseline": "#8a8f98"}
+LABELS = {"pretrained": "pre-trained", "scratch": "from scratch", "baseline": "trivial baseline"}
+_INK = "#3a3f47"
+Points = Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line in a plot: (step, nats per token) points."""
+
+    label: str
+    points: Points
+    colour: str
+    faint: bool = False
+
+
+def curves_svg(curves: Sequence[Curve]) -> str:
+    """Losses over steps. Faint lines are training losses, the others validation losses."""
+    figure, axes = _figure(2.9)
+    for curve in curves:
+        x, y = [point[0] for point in curve.points], [point[1] for point in curve.points]
+        style = {"lw": 1, "alpha": 0.4} if curve.faint else {"lw": 2, "marker": "o", "ms": 3.5}
+        axes.plot(x, y, color=curve.colour, label=curve.label, **style)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss (nats per token)")
+    axes.grid(axis="y", color="#e7e9ec")
+    axes.legend(frameon=False, fontsize=9)
+    return _svg(figure)
+
+
+def scores_svg(rows: Sequence[Row]) -> str:
+    """Each row's three scores as points on one scale from 0 to 100, with 95 % intervals."""
+    figure, axes = _figure(0.8 + 0.75 * len(rows))
+    for number, row in enumerate(rows):
+        for offset, system in zip((-0.22, 0.0, 0.22), LABELS, strict=True):
+            interval = getattr(row, system)
+            y = number + offset
+            axes.plot([interval.low, interval.high], [y, y], color=COLOURS[system], lw=2.5, solid_capstyle="round")
+            label = LABELS[system] if number == 0 else None
+            axes.plot([interval.score], [y], "o", color=COLOURS[system], ms=6, label=label)
+    axes.set_yticks(range(len(rows)), [f"{row.task_name}\n{row.metric_name}" for row in rows])
+    axes.set_ylim(len(rows) - 0.45, -0.55)
+    axes.set_xlim(0, 100)
+    axes.grid(axis="x", color="#e7e9ec")
+    axes.tick_params(axis="y", length=0)
+    axes.legend(frameon=False, fontsize=9, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return _svg(figure)
+
+
+def _figure(height: float) -> "tuple[Figure, Any]":
+    import matplotlib as mpl
+    from matplotlib.figure import Figure  # without pyplot: no window system, no global state
+
+    ink = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), _INK)
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "report", "font.family": "sans-serif", "font.size": 10}
+    mpl.rcParams.update(settings | ink | {"axes.edgecolor": "#c9cdd3", "axes.axisbelow": True})
+    figure = Figure(figsize=(7.2, height), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _svg(figure: "Figure") -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

@@ -1,0 +1,134 @@
+"""A run's journal on disk: what a stage wants to tell MLflow is written here first and sent from here.
+
+A spool is a folder in `.pipeline/spool/`: `journal.jsonl` holds one operation a line, `state.json` how far it was sent,
+`files/` copies of artifacts. Its owner holds a lock on it, so a spool whose owner died can be told and taken over.
+Appending costs about 20 µs and survives the death of the process (not of the machine: nothing is forced to the disk).
+"""
+
+import fcntl
+import json
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+SPOOLS = Path(".pipeline/spool")
+Operation = dict[str, Any]
+
+
+class Spool:
+    """One run's journal, held by this process until `release` or `remove`."""
+
+    def __init__(self, folder: Path, lock: IO[str]) -> None:
+        self.folder = folder
+        self._lock = lock
+        self._writing = threading.Lock()
+        state = folder / "state.json"
+        self.state: dict[str, Any] = json.loads(state.read_text()) if state.exists() else {}
+        journal = folder / "journal.jsonl"
+        whole = journal.read_bytes().rfind(b"\n") + 1 if journal.exists() else 0
+        self._journal = journal.open("ab")
+        self._journal.truncate(whole)  # a process that died within a line left half of it
+
+    @classmethod
+    def create(cls, root: Path) -> "Spool":
+        """A new, empty spool under `root`; names sort by age."""
+        unfinished = (
+            root / SPOOLS / uuid.uuid4().hex
+        )  # a name that `abandoned` does not look at, until the lock is held
+        unfinished.mkdir(parents=True)
+        spool = cls(unfinished, _locked(unfinished))
+        spool.folder = unfinished.rename(root / SPOOLS / f"{time.time_ns()}-{unfinished.name[:8]}")
+        return spool
+
+    @classmethod
+    def take(cls, folder: Path) -> "Spool | None":
+        """The spool in `folder`, or None where there is none or a living process holds it."""
+        try:
+            return cls(folder, _locked(folder))
+        except OSError:  # BlockingIOError, FileNotFoundError
+            return None
+
+    @classmethod
+    def abandoned(cls, root: Path) -> "Iterator[Spool]":
+        """Takes, oldest first, every spool under `root` whose owner is gone."""
+        for folder in sorted((root / SPOOLS).glob("*-*")):
+            spool = cls.take(folder)
+            if spool is not None:
+                yield spool
+
+    @property
+    def written(self) -> int:
+        """When the journal last grew, in milliseconds of the Unix epoch."""
+        return int((self.folder / "journal.jsonl").stat().st_mtime * 1000)
+
+    def append(self, operation: Operation) -> None:
+        """Writes one operation down."""
+        line = json.dumps(operation, separators=(",", ":")).encode() + b"\n"
+        with self._writing:
+            self._journal.write(line)
+            self._journal.flush()
+
+    def keep_file(self, path: Path) -> Path:
+        """Copies a file or folder into the spool and returns its path within it."""
+        inside = Path("files") / uuid.uuid4().hex[:8] / path.name
+        target = self.folder / inside
+        target.parent.mkdir(parents=True)
+        if path.is_dir():
+            shutil.copytree(path, target)
+        else:
+            shutil.copyfile(path, target)
+        return inside
+
+    def unsent(self) -> list[tuple[Operation, int]]:
+        """The operations not sent yet, each with the journal's length after it."""
+        offset = int(self.state.get("sent", 0))
+        with (self.folder / "journal.jsonl").open("rb") as file:
+            file.seek(offset)
+            lines = file.read().split(b"\n")[:-1]
+        operations = []
+        for line in lines:
+            offset += len(line) + 1
+            operations.append((json.loads(line), offset))
+        return operations
+
+    def save_state(self, **changes: Any) -> None:
+        """Remembers `changes`, whole or not at all."""
+        self.state.update(changes)
+        unfinished = self.folder / "state.unfinished"
+        unfinished.write_text(json.dumps(self.state))
+        unfinished.replace(self.folder / "state.json")
+
+    def release(self) -> None:
+        """Lets another process take the spool over."""
+        self._journal.close()
+        self._lock.close()
+
+    def remove(self) -> None:
+        """Deletes the spool, once all of it was sent."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.release()
+
+
+def _locked(folder: Path) -> IO[str]:
+    """Takes the folder's lock. Raises OSError where a living process holds it, or there is no folder."""
+    lock = (folder / "lock").open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise
+    return lock
+
+
+@contextmanager
+def file_lock(path: Path) -> Iterator[None]:
+    """Only one process (of those that see this file system) at a time goes on from here."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,30 @@
+"""Fixtures that several modules use."""
+
+from pathlib import Path
+
+import pytest
+
+from stages.delivery import prepare_store, tracking_uri
+
+
+@pytest.fixture(scope="session")
+def fresh_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty database, made once: creating one takes seconds."""
+    root = tmp_path_factory.mktemp("store")
+    prepare_store(tracking_uri(root), root)
+    return root / ".pipeline" / "mlflow.db"
+
+
+@pytest.fixture
+def study(tmp_path: Path, fresh_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder whose database exists, as the working directory."""
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "PIPELINE_RUN", "PIPELINE_FLOW_URL", "DVC_STAGE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    database = tmp_path / ".pipeline" / "mlflow.db"
+    database.parent.mkdir()
+    database.write_bytes(fresh_store.read_bytes())
+    version = (fresh_store.parent / "mlflow.version").read_text()
+    (tmp_path / ".pipeline" / "mlflow.version").write_text(version.replace(str(fresh_store), str(database)))
+    (tmp_path / "params.yaml").write_text("tracking: {experiment: a study}\n")
+    return tmp_path

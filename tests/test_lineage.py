@@ -1,0 +1,78 @@
+"""Facts of a run, from real git and DVC repositories."""
+
+import textwrap
+from pathlib import Path
+
+import pytest
+from mlflow_tools import runs, shell
+
+from stages.delivery import tracking_uri
+from stages.lineage import without_credentials
+from stages.tracking import stage_run
+
+
+def test_hashes_of_dependencies_and_links_to_the_runs_that_made_them(study: Path) -> None:
+    (study / "dvc.yaml").write_text(
+        textwrap.dedent("""
+            stages:
+              prepare: {cmd: "python -c pass", deps: [words.txt, a.py], params: [seed], outs: [out/prepared.txt]}
+              tokenize: {cmd: "python -c pass", deps: [out/prepared.txt], outs: [tokens]}
+        """)
+    )
+    (study / "params.yaml").write_text("seed: 1\ntracking: {experiment: a study}\n")
+    (study / "words.txt").write_text("some words\n")
+    (study / "a.py").write_text("")
+    for command in (
+        "git init -q",
+        "git config user.email a@b.c",
+        "git config user.name a",
+        "git remote add origin https://me:token@example.org/r.git",
+        "dvc init -q",
+        "git add -A",
+        "git commit -qm first",
+    ):
+        shell(study, command)
+    with stage_run("prepare") as prepare:
+        (study / "out").mkdir()
+        (study / "out" / "prepared.txt").write_text("prepared\n")
+    shell(study, "dvc commit -f prepare")
+    with stage_run("tokenize") as tokenize:
+        pass
+    locked = (study / "dvc.lock").read_text()
+    made = runs(tracking_uri(study))
+    tags = made["prepare"].data.tags
+    assert tags["dvc.dep.words.txt"] in locked
+    assert tags["mlflow.source.git.repoURL"] == "https://example.org/r.git"
+    assert len(tags["mlflow.source.git.commit"]) == 40
+    assert tags["git.dirty"] == "false"
+    assert [given.dataset.name for given in made["prepare"].inputs.dataset_inputs] == ["words.txt"], "code is no data"
+    (given,) = made["tokenize"].inputs.dataset_inputs
+    assert given.dataset.name == "out/prepared.txt"
+    assert given.dataset.digest in locked
+    link = f"[prepare](#/experiments/{made['prepare'].info.experiment_id}/runs/{prepare.run_id})"
+    assert link in made["tokenize"].data.tags["mlflow.note.content"]
+    assert tokenize.run_id == made["tokenize"].info.run_id
+
+    # Prepared again elsewhere, from other words: the former run did not make these bytes, and must not be named.
+    (study / "words.txt").write_text("other words\n")
+    shell(study, "dvc commit -f prepare")
+    (study / "dvc.yaml").write_text((study / "dvc.yaml").read_text().replace("tokenize:", "pretrain:"))
+    with stage_run("pretrain"):
+        pass
+    note = runs(tracking_uri(study))["pretrain"].data.tags["mlflow.note.content"]
+    assert "out/prepared.txt" in note
+    assert "[prepare]" not in note
+
+
+@pytest.mark.parametrize(
+    ("url", "bare"),
+    [
+        ("https://me:token@example.org/a/b.git", "https://example.org/a/b.git"),
+        ("https://token@example.org:8080/a?key=1#x", "https://example.org:8080/a"),
+        ("git@example.org:a/b.git", "git@example.org:a/b.git"),
+        ("sqlite:////a/b.db", "sqlite:////a/b.db"),
+        ("", ""),
+    ],
+)
+def test_urls_lose_their_secrets(url: str, bare: str) -> None:
+    assert without_credentials(url) == bare
