@@ -182,6 +182,10 @@ class Telling(pl.Callback):
         self.rows, self.tokens = list(state_dict["rows"]), state_dict["tokens"]
         self.seconds, self._mark = state_dict["seconds"], state_dict["mark"]
 
+    def validated(self, step: int) -> bool:
+        """Whether the weights after `step` have been validated."""
+        return any(row["step"] == step and "validation_loss" in row for row in self.rows)
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Opens the bar at the step that training starts from."""
         self._clock = time.perf_counter()

@@ -59,7 +59,7 @@ class Model(Section):
 class Training(Section):
     """What pre-training and fine-tuning share: the optimiser, checkpoints, the devices."""
 
-    schedule: Literal["inverse_sqrt"]
+    schedule: Literal["inverse_sqrt", "linear"]
     warmup_steps: CountOrZero
     weight_decay: Annotated[float, Field(ge=0)]
     gradient_clip: Positive

@@ -129,10 +129,12 @@ def _fit(
     if start:
         resumed_from = int(start.stem.removeprefix("step-"))
         print(f"{job.name}: going on from step {resumed_from} ({start})", flush=True)
-    module = TransformerModule(model, job.recipe)
-    trainer.fit(module, TextDataModule(train, validation), ckpt_path=start, weights_only=True)
+    module, data = TransformerModule(model, job.recipe), TextDataModule(train, validation)
+    trainer.fit(module, data, ckpt_path=start, weights_only=True)
     if stop.stopped:
         raise Interrupted(f"checkpoint of step {trainer.global_step} saved; the same command goes on from there")
+    if not telling.validated(trainer.global_step):  # the last step need not be a multiple of validate_every
+        trainer.validate(module, data, verbose=False)
     return telling, checkpoints, resumed_from
 
 

@@ -1,4 +1,4 @@
-"""dvc.yaml tells the truth: each stage lists the code that decides its outputs, so an edited module reruns its stages."""
+"""Each stage in dvc.yaml lists the code that decides its outputs, so that an edited module reruns its stages."""
 
 import ast
 from pathlib import Path
@@ -12,8 +12,9 @@ STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 DECIDES_NOTHING = {
     f"stages/{name}.py"
     for name in (
-        "__init__ console delivery lineage outputs params params_data params_file params_schema session spool tracking"
-    ).split()
+        *("__init__", "console", "delivery", "lineage", "outputs", "params", "params_data", "params_file"),
+        *("params_schema", "session", "spool", "tracking"),
+    )
 } | {"lightning_modules/__init__.py", "lightning_modules/errors.py"}
 
 LOADED_BY_PATH = {"stages/register.py": {ROOT / "stages/served_model.py"}}  # MLflow is given the file

@@ -1,4 +1,4 @@
-"""A tiny world for the tests of training: real sentences, a tokenizer, token stores, a model of some thousand weights."""
+"""A tiny world for the tests of training: real sentences, a tokenizer, token stores, a small model."""
 
 import importlib
 import inspect
@@ -13,8 +13,12 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from lightning_modules.datamodule import Batch, TextPairs, TextRows
 from lightning_modules.model_folder import sha256
+from lightning_modules.module import Recipe
+from lightning_modules.objectives import SpanCorruption
 from lightning_modules.token_store import StoreMeta, TokenStore, token_dtype, write_meta, write_shard
+from lightning_modules.trainer import Hardware
 from lightning_modules.transformer.config import TransformerConfig
 from lightning_modules.transformer.model import EncoderDecoder
 
@@ -23,7 +27,18 @@ torch.set_num_threads(1)  # the machine's other cores may be busy; tiny matrices
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<mask>", *(f"<extra_id_{n}>" for n in range(64))]
 FIRST_SENTINEL, EOS = 5, 2
 VOCAB_SIZE = 600
-_MODULES = ("argparse", "calendar", "csv", "datetime", "decimal", "difflib", "fractions", "heapq", "inspect", "logging")
+_MODULES = (
+    "argparse",
+    "calendar",
+    "csv",
+    "datetime",
+    "decimal",
+    "difflib",
+    "fractions",
+    "heapq",
+    "inspect",
+    "optparse",
+)
 
 
 @cache
@@ -33,7 +48,9 @@ def sentences() -> tuple[str, ...]:
     for name in _MODULES:
         module = importlib.import_module(name)
         for _, thing in sorted(inspect.getmembers(module), key=lambda pair: pair[0]):
-            members = [thing, *(member for _, member in inspect.getmembers(thing))] if inspect.isclass(thing) else [thing]
+            members = (
+                [thing, *(member for _, member in inspect.getmembers(thing))] if inspect.isclass(thing) else [thing]
+            )
             for member in members:
                 text = inspect.getdoc(member) if callable(member) else None
                 for sentence in re.split(r"(?<=[.!?])\s+|\n\n", text or ""):
@@ -84,7 +101,7 @@ def write_store(folder: Path, documents: Sequence[Sequence[int]], digest: str = 
 
 
 def write_data(root: Path, task: str = "translation") -> None:
-    """`data/tokenizer` and `data/tokens` under `root`: text to pre-train on, and a task: a sentence → its first words."""
+    """`data/tokenizer` and `data/tokens` under `root`: texts, and a task: sentence → first words."""
     digest = sha256(write_tokenizer(root / "data/tokenizer"))
     texts = sentences()
     for split, part in (("train", texts[:300]), ("validation", texts[300:360])):
@@ -92,6 +109,45 @@ def write_data(root: Path, task: str = "translation") -> None:
         write_store(root / "data/tokens/pretraining" / split, ids, digest)
         write_store(root / "data/tokens" / task / split / "source", ids, digest)
         write_store(root / "data/tokens" / task / split / "target", [document[:5] for document in ids], digest)
+
+
+def rows_split(folder: Path, rows: int = 8, seed: int = 1) -> TextRows:
+    """Rows of 32 tokens to corrupt, some 40 batches an epoch."""
+    objective = SpanCorruption(0.2, 2.0, FIRST_SENTINEL, 64, EOS)
+    return TextRows(write_store(folder, encoded(sentences()[:300])), objective, 32, rows, 3, seed)
+
+
+def pairs_split(folder: Path, seed: int = 1) -> TextPairs:
+    """A sentence and its first words; an epoch is a few batches."""
+    ids = encoded(sentences()[:40])
+    write_store(folder / "source", ids)
+    write_store(folder / "target", [document[:6] for document in ids])
+    return TextPairs(folder, 600, 60, 20, 0, EOS, seed)
+
+
+def recipe(**changes: Any) -> Recipe:
+    settings = {
+        "steps": 10,
+        "learning_rate": 5e-3,
+        "schedule": "inverse_sqrt",
+        "warmup_steps": 3,
+        "weight_decay": 0.01,
+        "label_smoothing": 0.0,
+        "seed": 1,
+    }
+    return Recipe(**(settings | changes))
+
+
+def hardware(**changes: Any) -> Hardware:
+    settings = {
+        "accelerator": "cpu",
+        "devices": "auto",
+        "num_nodes": 1,
+        "strategy": "auto",
+        "precision": "auto",
+        "threads": 1,
+    }
+    return Hardware(**(settings | changes))
 
 
 def config(**changes: Any) -> TransformerConfig:
@@ -116,6 +172,16 @@ def model(seed: int = 0, **changes: Any) -> EncoderDecoder:
     for parameter in made.parameters():
         parameter.data.add_(0.1 * torch.randn_like(parameter))
     return made.eval()
+
+
+def lively(seed: int = 0, **changes: Any) -> EncoderDecoder:
+    """A random model that writes differently for different sources, and as trained ones do ends some texts early."""
+    made = model(seed, **changes)
+    for name, parameter in made.named_parameters():
+        if "cross_attention.query" in name or "cross_attention.key" in name:
+            parameter.data *= 3.0
+    made.embedding.weight_VD.data[EOS] *= 3.0
+    return made
 
 
 def batch(seed: int, source_lengths: Sequence[int], target_lengths: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -157,6 +223,18 @@ def uncorrupted(source: Sequence[int], target: Sequence[int]) -> tuple[list[int]
             row.append(token)
     assert seen == len(spans)
     return row, spans
+
+
+def rows_of(batch: Batch) -> list[tuple[int, ...]]:
+    pairs = zip(batch.source_BS.tolist(), batch.target_BT.tolist(), strict=True)
+    return [tuple(uncorrupted(source, target)[0]) for source, target in pairs]
+
+
+def equal(one: Batch, other: Batch) -> bool:
+    if (one.mask_B11S is None) != (other.mask_B11S is None):
+        return False
+    pairs = zip(one, other, strict=True)
+    return all(a is None or (a.shape == b.shape and bool((a == b).all())) for a, b in pairs)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""When and where it runs: the Prefect flow over the stages of dvc.yaml."""

@@ -1,0 +1,83 @@
+"""A Prefect server with its UI that serves the deployments of prefect.yaml until Ctrl-C: `python -m flows.serve`.
+
+prefect.yaml is the only list of deployments: `prefect deploy --all` puts the same ones on any other server, for a
+worker of the process work pool to run. Costs a start of 10 s, then some 300 MB of memory for server and runner.
+"""
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.server import prefect_server
+from lightning_modules.errors import PipelineError
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.actions import DeploymentScheduleCreate
+    from prefect.deployments.runner import RunnerDeployment
+
+
+def main() -> int:
+    """The command line; gives the exit status."""
+    argparse.ArgumentParser(
+        "python -m flows.serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    root = Path.cwd()
+    try:
+        with prefect_server(root) as url:
+            print(f"Prefect UI: {url.removesuffix('/api')}  (Ctrl-C ends it, and the schedules with it)", flush=True)
+            serve_deployments(root / "prefect.yaml")
+    except PipelineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    return 0
+
+
+def serve_deployments(file: Path) -> None:
+    """Serves the deployments of a prefect.yaml, one run at a time, since they share the workspace; blocks."""
+    from prefect import serve
+
+    serve(*read_deployments(file), limit=1)
+
+
+def read_deployments(file: Path) -> "list[RunnerDeployment]":
+    """The deployments of a prefect.yaml; their entrypoints are relative to the current folder."""
+    from prefect.client.schemas.objects import ConcurrencyLimitConfig
+    from prefect.deployments.runner import RunnerDeployment
+    from ruamel.yaml import YAML
+
+    if not file.is_file():
+        raise PipelineError(f"no {file.name} in {file.parent}: run this in the project's root folder")
+    return [
+        RunnerDeployment.from_entrypoint(
+            deployment["entrypoint"],
+            name=deployment["name"],
+            description=deployment.get("description"),
+            parameters=deployment.get("parameters") or {},
+            schedules=[_schedule(schedule) for schedule in deployment.get("schedules") or []],
+            concurrency_limit=ConcurrencyLimitConfig(**deployment["concurrency_limit"]),
+            tags=deployment.get("tags") or [],
+            paused=False,  # the last `serve` has paused them when it ended
+        )
+        for deployment in YAML(typ="safe").load(file)["deployments"]
+    ]
+
+
+def _schedule(written: dict[str, Any]) -> "DeploymentScheduleCreate":
+    """One entry of `schedules`: `cron`, `rrule` or `interval` (seconds), with options, as `prefect deploy` reads it."""
+    from prefect.client.schemas.actions import DeploymentScheduleCreate
+    from prefect.client.schemas.schedules import construct_schedule
+
+    kinds = ("cron", "rrule", "interval", "anchor_date", "timezone")
+    return DeploymentScheduleCreate(
+        schedule=construct_schedule(**{key: value for key, value in written.items() if key in kinds}),
+        **{key: value for key, value in written.items() if key in ("active", "parameters", "slug")},
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""The local Prefect server: settings, start, stop. Imports no Prefect itself; a start takes 5–20 s.
+
+All runs of a workspace that are at work at once (`make demo`, `make serve-flows`) share one server, whose database is
+.pipeline/prefect; the last of them to end stops it. With PREFECT_API_URL set, that server is used and none is started.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from flows.workspace import STATE
+from lightning_modules.errors import PipelineError
+
+HOST = "127.0.0.1"
+PORT = 4200
+START_SECONDS = 120.0
+STOP_SECONDS = 10.0
+
+
+@contextmanager
+def prefect_server(root: Path) -> Iterator[str]:
+    """Gives the URL of the Prefect API, and sets this process's environment for it. Enter before importing Prefect.
+
+    Raises PipelineError if the server that PREFECT_API_URL names does not answer, or if none can be started.
+    """
+    if url := os.environ.get("PREFECT_API_URL"):
+        if not answers(url):
+            raise PipelineError(
+                f"no Prefect server answers at PREFECT_API_URL ({url}): start it, or unset PREFECT_API_URL"
+            )
+        yield url
+        return
+    home = (root / STATE / "prefect").resolve()
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "starting").open("w") as starting, (home / "users").open("a") as users:
+        fcntl.flock(starting, fcntl.LOCK_EX)
+        fcntl.flock(users, fcntl.LOCK_SH)
+        try:
+            url = _running(home) or _start(home)
+            os.environ.update(settings(home) | {"PREFECT_API_URL": url})
+            fcntl.flock(starting, fcntl.LOCK_UN)
+            yield url
+        finally:
+            os.environ.pop("PREFECT_API_URL", None)
+            fcntl.flock(starting, fcntl.LOCK_EX)
+            with contextlib.suppress(BlockingIOError):  # somebody else uses it: they will stop it
+                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _stop(home)
+
+
+def answers(url: str, seconds: float = 3.0) -> bool:
+    """Whether a Prefect API at `url` (…/api) says that it is healthy."""
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=seconds) as reply:  # noqa: S310
+            return json.load(reply) is True
+    except (OSError, ValueError):
+        return False
+
+
+def settings(home: Path) -> dict[str, str]:
+    """Prefect's settings for its server and for the runs that use it; what the user has set wins."""
+    defaults = {
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_CLI_PROMPT": "false",
+        "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+    }
+    return {name: os.environ.get(name, value) for name, value in defaults.items()}
+
+
+def _running(home: Path) -> str | None:
+    """The URL of the server that this workspace has started already, if it still answers."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        url = str(json.loads((home / "server.json").read_text())["url"])
+        if answers(url):
+            return url
+    return None
+
+
+def _start(home: Path) -> str:
+    port = PORT if _is_free(PORT) else _free_port()
+    url = f"http://{HOST}:{port}/api"
+    environment = dict(os.environ) | settings(home) | {"PREFECT_SERVER_API_HOST": HOST, "PREFECT_API_URL": url}
+    environment["PREFECT_SERVER_API_PORT"] = str(port)  # where the UI, in the browser, looks for the API
+    with (home / "server.log").open("w") as log:
+        process = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)],
+            env=environment,
+            cwd=home,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is for the flow, which still has states to report
+        )
+    (home / "server.json").write_text(json.dumps({"url": url, "process": process.pid}))
+    deadline = time.monotonic() + START_SECONDS
+    while not answers(url):
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            raise PipelineError(f"the Prefect server did not start: see {STATE}/prefect/server.log")
+        time.sleep(0.25)
+    return url
+
+
+def _stop(home: Path) -> None:
+    """SIGTERM to the server, SIGKILL to what is left of it after STOP_SECONDS."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        leader = int(json.loads((home / "server.json").read_text())["process"])
+        (home / "server.json").unlink()
+        with contextlib.suppress(psutil.Error):
+            server = psutil.Process(leader)
+            if "prefect" not in " ".join(server.cmdline()):
+                return  # the number belongs to another program by now
+            parts = [server, *server.children(recursive=True)]
+            server.terminate()
+            _, left = psutil.wait_procs(parts, timeout=STOP_SECONDS)
+            for part in left:
+                part.kill()
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with contextlib.suppress(OSError):
+            probe.bind((HOST, port))
+            return True
+    return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])

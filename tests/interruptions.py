@@ -1,0 +1,114 @@
+"""A training in this process that can be cut short at any of its moments, as the stages drive it."""
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from safetensors.torch import load_file
+from tiny import config, hardware, recipe
+from tqdm import tqdm
+
+from lightning_modules.callbacks import Checkpoints, StopOnSignal, Telling, newest_checkpoint
+from lightning_modules.datamodule import Batches, TextDataModule
+from lightning_modules.model_folder import new_model
+from lightning_modules.module import TransformerModule
+from lightning_modules.trainer import build_trainer
+
+
+class Killed(Exception):
+    pass
+
+
+class Moments(pl.Callback):
+    """Counts the moments of a training; at the one asked for, something happens."""
+
+    def __init__(self, at: int | None = None, act: Callable[[], None] | None = None) -> None:
+        self.at, self.act, self.passed = at, act, 0
+
+    def _moment(self, *_: Any) -> None:
+        self.passed += 1
+        if self.passed == self.at and self.act:
+            self.act()
+
+    on_train_batch_start = on_train_batch_end = _moment
+    on_validation_start = on_validation_batch_end = on_validation_end = _moment
+    on_train_start = on_train_end = _moment
+
+
+@dataclass
+class Plan:
+    """What to train, and when to save and validate."""
+
+    split: Batches
+    steps: int = 7
+    save_every: int = 2
+    validate_every: int = 3
+    patience: int = 0
+    learning_rate: float = 5e-3
+
+
+@dataclass
+class Result:
+    weights: dict[str, torch.Tensor]
+    best: dict[str, torch.Tensor]
+    best_loss: float
+    best_step: int
+    curve: list[dict[str, float]]
+    tokens: int
+    seconds: float
+    speeds: list[float]
+    steps: int
+    stopped: bool
+    moments: int
+
+
+def train(plan: Plan, folder: Path, *before: pl.Callback, after: tuple[pl.Callback, ...] = ()) -> Result:
+    """As stages/training.py does it: from the newest checkpoint, to the end or the first moment that stops it."""
+    model = new_model(config(d_model=16, d_ff=16, encoder_layers=1, decoder_layers=1, dropout=0.1), seed=0)
+    checkpoints, stop = Checkpoints(folder, plan.save_every, plan.patience), StopOnSignal(folder)
+    telling = Telling("test", plan.steps, 1, lambda **_: tqdm(disable=True), None)
+    callbacks = [*before, telling, checkpoints, stop, *after]
+    trainer = build_trainer(hardware(), plan.steps, plan.validate_every, 1.0, callbacks)
+    module = TransformerModule(model, recipe(steps=plan.steps, learning_rate=plan.learning_rate))
+    data = TextDataModule(plan.split, plan.split)
+    trainer.fit(module, data, ckpt_path=newest_checkpoint(folder), weights_only=True)
+    if not stop.stopped and not telling.validated(trainer.global_step):
+        trainer.validate(module, data, verbose=False)
+    best = folder / "best.safetensors"
+    rows = [{key: value for key, value in row.items() if key != "tokens_per_second"} for row in telling.rows]
+    counted = next((c.passed for c in (*before, *after) if isinstance(c, Moments)), 0)
+    return Result(
+        weights={name: tensor.clone() for name, tensor in model.state_dict().items()},
+        best=load_file(best) if best.exists() else {},
+        best_loss=checkpoints.best_loss,
+        best_step=checkpoints.best_step,
+        curve=rows,
+        tokens=telling.tokens,
+        seconds=telling.seconds,
+        speeds=[row["tokens_per_second"] for row in telling.rows if "tokens_per_second" in row],
+        steps=trainer.global_step,
+        stopped=stop.stopped,
+        moments=counted,
+    )
+
+
+def assert_same(got: Result, expected: Result) -> None:
+    assert got.curve == expected.curve
+    assert (got.best_loss, got.best_step) == (expected.best_loss, expected.best_step)
+    assert (got.tokens, got.steps, got.stopped) == (expected.tokens, expected.steps, False)
+    for one, other in ((got.weights, expected.weights), (got.best, expected.best)):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def raise_killed() -> None:
+    raise Killed
+
+
+def send_sigterm() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,97 @@
+"""Length batches: every record once, within the budget, enough for every rank, seeded; little padding."""
+
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import encoded, sentences
+
+from lightning_modules.batching import length_batches, pad
+
+Ids = npt.NDArray[np.int64]
+_lengths = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=120)
+
+
+def split(pairs: list[tuple[int, int]]) -> tuple[Ids, Ids]:
+    source, target = np.array(pairs, dtype=np.int64).T
+    return source, target
+
+
+def padded_tokens(batch: Ids, source: Ids, target: Ids) -> int:
+    return len(batch) * int(source[batch].max() + target[batch].max())
+
+
+@given(pairs=_lengths, budget=st.integers(1, 400), ranks=st.integers(1, 5), seed=st.integers(0, 9) | st.none())
+def test_every_record_once_within_the_budget_and_enough_for_every_rank(
+    pairs: list[tuple[int, int]], budget: int, ranks: int, seed: int | None
+) -> None:
+    source, target = split(pairs)
+    batches = length_batches(source, target, budget, ranks, None if seed is None else np.random.default_rng(seed))
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(pairs)))
+    if len(pairs) >= ranks:
+        assert all(len(batch) >= ranks for batch in batches)
+    # Over the budget are only batches of the smallest size, and the one that took in a rest too small to share out.
+    over = [batch for batch in batches if padded_tokens(batch, source, target) > budget and len(batch) > ranks]
+    assert len(over) <= 1
+    assert all(len(batch) < 2 * ranks or _without_rest_fits(batch, source, target, budget, ranks) for batch in over)
+
+
+def _without_rest_fits(batch: Ids, source: Ids, target: Ids, budget: int, ranks: int) -> bool:
+    return any(padded_tokens(batch[:-rest], source, target) <= budget for rest in range(1, ranks))
+
+
+@given(pairs=_lengths, budget=st.integers(50, 400), ranks=st.integers(1, 3), seed=st.integers(0, 99))
+def test_the_same_generator_gives_the_same_batches(
+    pairs: list[tuple[int, int]], budget: int, ranks: int, seed: int
+) -> None:
+    one, same = (length_batches(*split(pairs), budget, ranks, np.random.default_rng(seed)) for _ in range(2))
+    assert [batch.tolist() for batch in one] == [batch.tolist() for batch in same]
+
+
+def real_lengths() -> tuple[Ids, Ids]:
+    """Pairs made of neighbouring sentences: lengths as they come, a source and a target of a pair hardly alike."""
+    lengths = np.array([len(ids) + 1 for ids in encoded(sentences())])
+    return lengths[0:-1:2], lengths[1::2][: len(lengths[0:-1:2])]
+
+
+def test_another_generator_mixes_and_orders_differently() -> None:
+    source, target = real_lengths()
+    one, other = (length_batches(source, target, 1000, 1, np.random.default_rng(seed)) for seed in (1, 2))
+    sets = [{frozenset(batch.tolist()) for batch in batches} for batches in (one, other)]
+    assert len(sets[0] & sets[1]) < 0.1 * len(sets[0])
+    sizes = [int((source + target)[batch].max()) for batch in one]
+    assert sizes != sorted(sizes)  # long and short batches take turns
+
+
+def test_without_a_generator_the_order_is_by_length_and_fixed() -> None:
+    source, target = real_lengths()
+    batches = length_batches(source, target, 1000, 1, None)
+    longest = [int((source + target)[batch].max()) for batch in batches]
+    assert all(later > 0.85 * earlier for earlier, later in pairwise(longest))
+
+
+def padding_share(batches: list[Ids], source: Ids, target: Ids) -> float:
+    total = sum(padded_tokens(batch, source, target) for batch in batches)
+    return 1 - float(source.sum() + target.sum()) / total
+
+
+def test_little_of_a_batch_is_padding() -> None:
+    """Texts and their translations: targets about as long as sources."""
+    source, _ = real_lengths()
+    rng = np.random.default_rng(0)
+    target = np.maximum(np.round(source * rng.normal(1.1, 0.15, len(source))), 1).astype(np.int64)
+    shuffled = np.array_split(rng.permutation(len(source)), len(source) // 16)
+    assert padding_share(shuffled, source, target) > 0.4  # what random batches would waste on these
+    batches = length_batches(source, target, 2048, 1, np.random.default_rng(1))
+    assert padding_share(batches, source, target) < 0.15
+
+
+@pytest.mark.parametrize("pad_id", [0, 7])
+def test_pad_fills_up_at_the_end(pad_id: int) -> None:
+    padded = pad([[3], [], [4, 5, 6], np.array([8, 9])], pad_id)
+    p = pad_id
+    assert padded.tolist() == [[3, p, p], [p, p, p], [4, 5, 6], [8, 9, p]]
+    assert padded.dtype == np.int64

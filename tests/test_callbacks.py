@@ -1,0 +1,175 @@
+"""Training killed or stopped at every single moment and taken up again: the same weights and the same curve.
+
+"Killed" is an exception that nothing catches, thrown in one hook after another; real processes and real kills are in
+test_training.
+"""
+
+import signal
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from interruptions import Killed, Moments, Plan, assert_same, raise_killed, send_sigterm, train
+from tiny import pairs_split, rows_split
+
+from lightning_modules.callbacks import newest_checkpoint
+
+# Saving and validating at the same steps, at different ones, and at the very last.
+PLANS = {
+    "rows": {"save_every": 2, "validate_every": 3, "steps": 8},
+    "pairs": {"save_every": 3, "validate_every": 3, "steps": 6},
+    "seldom": {"save_every": 5, "validate_every": 2, "steps": 6},
+}
+
+
+def plan_of(name: str, root: Path) -> Plan:
+    return Plan(pairs_split(root / "store") if name == "pairs" else rows_split(root / "store"), **PLANS[name])
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before-the-others", "after-the-others"])
+@pytest.mark.parametrize("name", PLANS)
+def test_killed_at_every_moment_it_ends_as_if_never_killed(name: str, first: bool, tmp_path: Path) -> None:
+    plan = plan_of(name, tmp_path)
+    expected = train(plan, tmp_path / "whole", Moments())
+    assert [row["step"] for row in expected.curve if "train_loss" in row] == list(range(1, plan.steps + 1))
+    validated = sorted({*range(plan.validate_every, plan.steps + 1, plan.validate_every), plan.steps})
+    assert [row["step"] for row in expected.curve if "validation_loss" in row] == validated
+    for at in range(1, expected.moments + 1):
+        folder, killer = tmp_path / f"killed-{at}", Moments(at, raise_killed)
+        with pytest.raises(Killed):
+            train(plan, folder, *([killer] if first else []), after=() if first else (killer,))
+        assert_same(train(plan, folder), expected)
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_stopped_by_sigterm_at_every_moment_it_saves_and_goes_on_from_there(name: str, tmp_path: Path) -> None:
+    plan, handler = plan_of(name, tmp_path), signal.getsignal(signal.SIGTERM)
+    expected, stops = train(plan, tmp_path / "whole", Moments()), 0
+    for at in range(1, expected.moments + 1):
+        folder = tmp_path / f"stopped-{at}"
+        result = train(plan, folder, Moments(at, send_sigterm))
+        assert signal.getsignal(signal.SIGTERM) is handler
+        if result.stopped:
+            stops += 1
+            newest = newest_checkpoint(folder)
+            assert newest is not None
+            assert newest.name == f"step-{result.steps:09d}.ckpt"
+            assert_same(train(plan, folder), expected)
+        else:  # it came after the last step: the training was over anyway
+            assert_same(result, expected)
+    assert stops >= expected.moments - 2
+
+
+def test_a_signal_that_comes_before_the_first_step_stops_after_it(tmp_path: Path) -> None:
+    class AtSetup(pl.Callback):
+        def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            send_sigterm()
+
+    result = train(plan_of("rows", tmp_path), tmp_path / "run", after=(AtSetup(),))
+    assert (result.stopped, result.steps) == (True, 1)
+
+
+def test_killed_again_and_again_it_still_ends_the_same(tmp_path: Path) -> None:
+    plan, folder = plan_of("rows", tmp_path), tmp_path / "run"
+    plan.steps, kills = 12, 0
+    expected = train(plan, tmp_path / "whole")
+    for _ in range(20):
+        try:
+            result = train(plan, folder, Moments(14, raise_killed))  # it gets a few steps further each time
+            break
+        except Killed:
+            kills += 1
+    assert kills > 2
+    assert_same(result, expected)
+
+
+def test_the_speeds_in_the_curve_add_up_to_the_time_told(tmp_path: Path) -> None:
+    """Each row's tokens over its tokens per second are its seconds; none are lost or counted twice by going on."""
+    plan, folder = plan_of("rows", tmp_path), tmp_path / "run"
+    with pytest.raises(Killed):
+        train(plan, folder, Moments(14, raise_killed))
+    result = train(plan, folder)
+    assert len(result.speeds) == plan.steps
+    seconds = sum(result.tokens / plan.steps / speed for speed in result.speeds)
+    assert seconds == pytest.approx(result.seconds, rel=1e-6)
+
+
+def test_only_the_newest_two_checkpoints_are_kept_and_nothing_unfinished(tmp_path: Path) -> None:
+    plan = plan_of("rows", tmp_path)
+    plan.steps = 9
+    train(plan, tmp_path / "run")
+    names = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert names == ["best.safetensors", "step-000000006.ckpt", "step-000000008.ckpt"]
+
+
+def test_a_checkpoint_holds_tensors_and_plain_values_only(tmp_path: Path) -> None:
+    train(plan_of("rows", tmp_path), tmp_path / "run")
+    newest = newest_checkpoint(tmp_path / "run")
+    assert newest is not None
+    assert torch.load(newest, weights_only=True)["global_step"] == 6
+
+
+@pytest.mark.parametrize("left", [0, 1, 1000, -1000], ids=lambda left: f"{left} bytes")
+def test_a_damaged_checkpoint_is_named_and_set_aside(
+    left: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, folder = plan_of("rows", tmp_path), tmp_path / "run"
+    expected = train(plan, tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(plan, folder, after=(Moments(20, raise_killed),))
+    newest, before = sorted(folder.glob("step-*.ckpt"), reverse=True)
+    newest.write_bytes(newest.read_bytes()[:left])
+    capsys.readouterr()
+    assert newest_checkpoint(folder) == before
+    assert str(newest) in capsys.readouterr().out
+    assert newest.with_suffix(".damaged").exists()
+    assert_same(train(plan, folder), expected)
+
+
+def test_without_any_readable_checkpoint_it_starts_anew(tmp_path: Path) -> None:
+    assert newest_checkpoint(tmp_path / "nowhere") is None
+    (tmp_path / "step-000000004.ckpt").write_bytes(b"PK\x03\x04 not a checkpoint")
+    assert newest_checkpoint(tmp_path) is None
+
+
+def unlearning(root: Path, patience: int) -> Plan:
+    """A learning rate so high that after its first steps the model only gets worse."""
+    return Plan(rows_split(root / "store"), 20, 2, 1, patience, learning_rate=3.0)
+
+
+def test_early_stopping_ends_after_so_many_validations_without_a_better_one(tmp_path: Path) -> None:
+    result = train(unlearning(tmp_path, patience=3), tmp_path / "run")
+    losses = {row["step"]: row["validation_loss"] for row in result.curve if "validation_loss" in row}
+    assert result.best_step == min(losses, key=losses.__getitem__)
+    assert result.best_loss == min(losses.values())
+    assert result.steps == max(losses) == result.best_step + 3 < 20
+    again = train(unlearning(tmp_path / "again", patience=0), tmp_path / "never")
+    assert again.steps == 20
+    assert again.curve[: len(result.curve)] == result.curve
+
+
+def test_the_best_weights_are_those_of_the_best_validation(tmp_path: Path) -> None:
+    plan = unlearning(tmp_path, patience=3)
+    result = train(plan, tmp_path / "run")
+    plan.steps = result.best_step
+    until_best = train(plan, tmp_path / "short")
+    # The schedule does not know the number of steps, so a shorter training is the beginning of a longer one.
+    assert all(torch.equal(result.best[name], until_best.weights[name]) for name in result.best)
+    assert not all(torch.equal(result.best[name], result.weights[name]) for name in result.best)
+
+
+def test_early_stopping_is_the_same_killed_or_stopped_at_any_moment(tmp_path: Path) -> None:
+    plan = unlearning(tmp_path, patience=2)
+    plan.save_every = 1  # a checkpoint of the last step, too, were it saved, would be gone on from
+    expected = train(plan, tmp_path / "whole", Moments())
+    for act, start in ((raise_killed, 1), (send_sigterm, 2)):
+        for at in range(start, expected.moments + 1, 2):
+            folder = tmp_path / f"{act.__name__}-{at}"
+            try:
+                result = train(plan, folder, Moments(at, act))
+            except Killed:
+                result = None
+            if result is None or result.stopped:
+                result = train(plan, folder)
+            assert_same(result, expected)

@@ -1,0 +1,286 @@
+"""The whole pipeline on a person's own small files, in a copy of this repository: real DVC, Prefect and MLflow.
+
+One run is killed with SIGKILL in the middle of pre-training and started again; the tests then look at what it left.
+The tests stand in the order in which they use the workspace.
+"""
+
+import csv
+import gzip
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import tiny
+from ruamel.yaml import YAML
+
+from flows.graph import read_plan
+from flows.workspace import overridden
+
+ROOT = Path(__file__).parents[1]
+TINY = {
+    "sources.remote": {},
+    "sources.local": {"manuals": {"path": "manuals.txt.gz"}, "pairs": {"path": "pairs.csv"}},
+    "data": {
+        "pretraining": [{"source": "manuals", "reader": "text", "split": "line"}],
+        "translation": [
+            {"source": "pairs", "reader": "table", "columns": {"source": "sentence", "target": "first words"}}
+        ],
+    },
+    "tasks": {
+        "translation": {"steps": 60, "learning_rate": 1e-3, "max_source_tokens": 64, "max_target_tokens": 16},
+    },
+    "prepare.validation_share": 0.1,
+    "prepare.test_share": 0.1,
+    "tokenizer.vocab_size": 600,
+    "model.d_model": 32,
+    "model.d_ff": 64,
+    "model.max_length": 128,
+    "pretrain.sequence_length": 32,
+    "pretrain.steps": 1500,
+    "pretrain.checkpoint_every": 100,
+    "pretrain.threads": 1,
+    "evaluate.max_records": 20,
+    "evaluate.bootstrap_samples": 100,
+    "tracking.registered_model": "tiny",
+}
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A copy of this repository, with `.venv` at hand, whose params.yaml names small files of our own."""
+    root = tmp_path_factory.mktemp("end-to-end") / "repository"
+    tracked = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT, check=True, capture_output=True, text=True,
+    ).stdout.split("\0")  # fmt: skip
+    for name in filter(None, tracked):
+        if (ROOT / name).is_file():  # not one that was deleted and not yet committed
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, root / name)  # make compares the times of the lock and of .venv
+    (root / ".venv").symlink_to(sys.prefix)
+    with gzip.open(root / "manuals.txt.gz", "wt", encoding="utf-8") as file:
+        file.write("\n".join(tiny.sentences()))
+    with (root / "pairs.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("sentence", "first words"))
+        writer.writerows((sentence, " ".join(sentence.split()[:3])) for sentence in tiny.sentences()[:400])
+        file.write("a row without its second column\n")
+    (root / "params.yaml").write_text(overridden((ROOT / "params.yaml").read_text(), TINY))
+    shell(root, "git init -q && git add -A && git -c user.name=t -c user.email=t@example.org commit -qm start")
+    yield root
+    for process in psutil.process_iter():
+        try:
+            if process.cwd() == str(root):
+                process.kill()
+        except psutil.Error:
+            continue
+
+
+def environment(root: Path) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW", "PIPELINE", "PREFECT", "DVC"))}
+    return kept | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+def shell(root: Path, command: str, status: int = 0, timeout: float = 600) -> str:
+    """Runs a line of shell as a person would; gives what it printed."""
+    done = subprocess.run(
+        command, shell=True, cwd=root, env=environment(root), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, timeout=timeout,
+    )  # fmt: skip
+    assert done.returncode == status, done.stdout
+    return done.stdout
+
+
+def stale(root: Path, **changes: object) -> set[str]:
+    """The stages that DVC finds changed when some keys of params.yaml are."""
+    before = (root / "params.yaml").read_text()
+    try:
+        (root / "params.yaml").write_text(overridden(before, {k.replace("__", "."): v for k, v in changes.items()}))
+        return set(read_plan(root).stale)
+    finally:
+        (root / "params.yaml").write_text(before)
+
+
+def kill_all(leader: subprocess.Popen[str]) -> None:
+    """What a machine that loses its power does: nobody is asked, nobody cleans up."""
+    for process in [*psutil.Process(leader.pid).children(recursive=True), psutil.Process(leader.pid)]:
+        try:
+            os.kill(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    leader.wait()
+
+
+def test_a_killed_run_is_finished_by_the_same_command(workspace: Path) -> None:
+    with (workspace / "first.log").open("w") as log:
+        first = subprocess.Popen(
+            ["make", "demo"], cwd=workspace, env=environment(workspace), stdout=log, stderr=log, text=True
+        )
+        deadline = time.monotonic() + 300
+        while not list(workspace.glob(".pipeline/checkpoints/pretrain-*/step-*.ckpt")):
+            assert first.poll() is None, (workspace / "first.log").read_text()
+            assert time.monotonic() < deadline, (workspace / "first.log").read_text()
+            time.sleep(0.1)
+        kill_all(first)
+    assert not (workspace / "models/pretrained").exists()  # nothing half-written that DVC could take for good
+    output = shell(workspace, "make demo")
+    assert re.search(r"tokenize\s.*unchanged", output), output
+    training = json.loads((workspace / "models/pretrained/training.json").read_text())
+    assert training["resumed_from"] >= 100
+    steps = [int(row["step"]) for row in csv.DictReader((workspace / "models/pretrained/curve.csv").open())]
+    assert steps == sorted(steps)
+    assert steps[-1] == 1500
+    for word in ("translation", "chrF", "pre-train", "scratch", "report.html", "make ui", "make serve-flows"):
+        assert word in output
+
+
+def test_then_nothing_is_left_to_do_for_either_way(workspace: Path) -> None:
+    output = shell(workspace, "make demo")
+    stages = set(read_plan(workspace).stages)
+    assert stages == set(re.findall(r"^(\S+)\s+unchanged$", output, re.M))
+    assert {"fetch_local@manuals", "pretrain", "finetune@translation", "scratch@translation", "register"} <= stages
+    assert "up to date" in shell(workspace, "dvc repro")
+
+
+def test_a_change_reruns_what_depends_on_it_and_nothing_else(workspace: Path) -> None:
+    trainings = {"finetune@translation", "scratch@translation"}
+    task = {"steps": 60, "learning_rate": 2e-3, "max_source_tokens": 64, "max_target_tokens": 16}
+    assert stale(workspace, tasks={"translation": task}) - {"evaluate@translation"} == trainings
+    assert stale(workspace, tokenizer__vocab_size=500) == {"tokenizer"}
+    assert stale(workspace, pretrain__steps=10) == {"pretrain"}
+    assert stale(workspace, prepare__min_characters=4) == {"prepare"}
+    params = (workspace / "params.yaml").read_text()
+    (workspace / "params.yaml").write_text(f"# a comment\n{params}")
+    assert not read_plan(workspace).stale
+    (workspace / "params.yaml").write_text(params)
+    module = workspace / "lightning_modules/decoding.py"
+    code = module.read_text()
+    module.write_text(f"{code}\n# edited\n")
+    assert {"pretrain", *trainings, "evaluate@translation"} <= read_plan(workspace).stale
+    assert not {"prepare", "tokenizer", "tokenize"} & read_plan(workspace).stale
+    module.write_text(code)
+
+
+def test_a_learning_rate_of_a_task_leaves_pretraining_alone(workspace: Path) -> None:
+    params = (workspace / "params.yaml").read_text()
+    weights = (workspace / "models/translation/model.safetensors").read_bytes()
+    (workspace / "params.yaml").write_text(overridden(params, {"tasks.translation.learning_rate": 2e-3}))
+    output = shell(workspace, "dvc repro finetune@translation scratch@translation")
+    assert "Stage 'pretrain' didn't change, skipping" in output
+    assert (workspace / "models/translation/model.safetensors").read_bytes() != weights
+    (workspace / "params.yaml").write_text(params)
+    assert "cached" in shell(workspace, "dvc repro")  # back to what was: DVC brings it back, nothing is trained
+    assert (workspace / "models/translation/model.safetensors").read_bytes() == weights
+
+
+def test_the_bad_row_is_set_aside_with_its_line(workspace: Path) -> None:
+    [bad] = [json.loads(line) for line in (workspace / "data/prepared/quarantine.jsonl").read_text().splitlines()]
+    assert bad["file"].endswith("pairs.csv")
+    assert bad["line"] == 402
+    assert bad["purpose"] == "translation"
+    counts = json.loads((workspace / "reports/prepare.json").read_text())["translation"]["pairs"]
+    assert counts["quarantined"] == 1
+
+
+def test_mlflow_knows_what_every_run_was_made_from(workspace: Path) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{workspace}/.pipeline/mlflow.db")
+    experiment = client.get_experiment_by_name("default")
+    runs = client.search_runs([experiment.experiment_id])
+    by_stage: dict[str, list] = {}
+    for run in runs:
+        by_stage.setdefault(run.data.tags.get("pipeline.stage", "parent"), []).append(run)
+    assert len(by_stage["pretrain"]) == 1, "the killed training goes on in the same run"
+    [pretrain] = by_stage["pretrain"]
+    assert pretrain.info.status == "FINISHED"
+    history = client.get_metric_history(pretrain.info.run_id, "train_loss")
+    # Steps between the last checkpoint and the kill were made twice, with the same loss to the bit.
+    assert {point.step for point in history} == set(range(15, 1501, 15))
+    assert len({(point.step, point.value) for point in history}) == 100
+    parents = {run.info.run_id for run in by_stage["parent"]}
+    for stage in ("prepare", "tokenizer", "tokenize", "pretrain", "finetune@translation", "evaluate@translation"):
+        run = by_stage[stage][0]
+        assert run.data.tags["mlflow.parentRunId"] in parents
+        assert run.data.tags["mlflow.source.git.commit"]
+        assert run.inputs.dataset_inputs, f"{stage} names no dataset"
+    version = client.get_model_version_by_alias("tiny-translation", "champion")
+    assert version.tags["git_commit"]
+
+
+def test_the_registered_model_works_away_from_this_repository(workspace: Path, tmp_path: Path) -> None:
+    script = """
+import mlflow, sys
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model("models:/tiny-translation@champion")
+import pandas
+[text] = model.predict(pandas.DataFrame({"source": ["Return the sum of two numbers."]}))
+assert isinstance(text, str)
+import lightning_modules
+print("code from", lightning_modules.__file__)
+"""
+    (tmp_path / "use.py").write_text(script)
+    uri = f"sqlite:///{workspace}/.pipeline/mlflow.db"
+    output = shell(tmp_path, f"{sys.executable} use.py {uri}")
+    code = Path(output.split("code from ")[-1].strip())
+    assert ROOT not in code.parents
+    assert (workspace / "lightning_modules") not in code.parents
+
+
+def readme_commands() -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    return [line.split("  #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def test_every_command_of_the_readme_does_what_it_says(workspace: Path) -> None:
+    commands = readme_commands()
+    assert {"make demo", "make test", "dvc repro", "python -m stages.params"} <= set(commands)
+    for command in commands:
+        if command == "make test":  # this very run; there it is enough that make knows what to do
+            command = "make -n test"
+        if "exp run" in command:
+            command = command.replace("steps=100", "steps=61")
+        output = shell(workspace, command)
+        if command == "dvc metrics show":
+            assert "translation" in output
+
+
+def test_the_readme_yaml_is_what_params_take(workspace: Path) -> None:
+    from stages.params import load_params
+
+    [block] = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    asked = YAML(typ="safe").load(block)
+    changes = {"sources.local": asked["sources"]["local"]} | {f"data.{k}": v for k, v in asked["data"].items()}
+    path = workspace / "readme-params.yaml"
+    path.write_text(overridden((workspace / "params.yaml").read_text(), changes))
+    assert load_params(path).data["pretraining"][0].source == "handbook"
+    path.unlink()
+
+
+def test_make_ui_serves_mlflow(workspace: Path) -> None:
+    server = subprocess.Popen(
+        ["make", "ui"], cwd=workspace, env=environment(workspace), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                with urllib.request.urlopen("http://127.0.0.1:5000/health", timeout=5) as answer:
+                    assert answer.status == 200
+                    break
+            except OSError:
+                assert server.poll() is None, server.stdout and server.stdout.read()
+                assert time.monotonic() < deadline
+                time.sleep(0.5)
+    finally:
+        kill_all(server)

@@ -1,0 +1,96 @@
+"""The rooms: imports point down only, and importing a module brings nothing heavy along that it does not need."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+ROOMS = ("lightning_modules", "stages", "flows")  # from the bottom to the top
+ORCHESTRATORS = {"prefect", "dvc", "mlflow"}
+HEAVY = {"torch", "pytorch_lightning", "datasets", "mlflow", "prefect", "dvc", "matplotlib", "transformers"}
+# What trains needs torch as soon as it is imported, and what MLflow loads to serve a model; nothing else does.
+NEED_TORCH = {"stages.training", "stages.pretrain", "stages.finetune", "stages.served_model"}
+
+
+def module_names(room: str) -> list[str]:
+    paths = sorted((REPOSITORY / room).rglob("*.py"))
+    parts = [path.relative_to(REPOSITORY).with_suffix("").parts for path in paths]
+    return [".".join(part[:-1] if part[-1] == "__init__" else part) for part in parts]
+
+
+def imported_by(name: str) -> set[str]:
+    """What a module imports, anywhere in it, lazily or not."""
+    path = REPOSITORY / Path(*name.split("."))
+    tree = ast.parse((path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8"))
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: imports are absolute here"
+            found |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def top_levels(name: str) -> set[str]:
+    return {module.split(".")[0] for module in imported_by(name)}
+
+
+def loaded_after(*names: str) -> set[str]:
+    """The top-level modules in a fresh interpreter after importing `names`."""
+    code = f"import sys, {', '.join(names)}; print(' '.join({{m.split('.')[0] for m in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_point_down_only(room: str) -> None:
+    forbidden = {
+        "lightning_modules": {"stages", "flows", *ORCHESTRATORS},
+        "stages": {"flows", "prefect"},
+        "flows": set(),
+    }[room]
+    names = module_names(room)
+    assert len(names) > 5
+    wrong = {name: found for name in names if (found := top_levels(name) & forbidden)}
+    assert not wrong
+
+
+def test_the_transformer_knows_itself_and_torch_alone() -> None:
+    allowed = {*sys.stdlib_module_names, "torch"}
+    for name in module_names("lightning_modules/transformer"):
+        own = {module for module in imported_by(name) if module.startswith("lightning_modules")}
+        assert all(module.startswith("lightning_modules.transformer") for module in own), name
+        assert top_levels(name) - {"lightning_modules"} <= allowed, name
+
+
+def test_importing_the_transformer_loads_torch_but_not_lightning() -> None:
+    loaded = loaded_after(*module_names("lightning_modules/transformer"))
+    assert "torch" in loaded
+    assert not loaded & {"pytorch_lightning", "lightning_fabric", "tokenizers", "safetensors"}
+
+
+def test_importing_all_that_learns_loads_no_orchestrator_and_no_data_library() -> None:
+    names = module_names("lightning_modules")
+    assert {"lightning_modules", "lightning_modules.trainer", "lightning_modules.text_to_text"} <= set(names)
+    loaded = loaded_after(*names)
+    assert "pytorch_lightning" in loaded
+    assert not loaded & {*ORCHESTRATORS, "pyarrow", "datasets", "pydantic", "sacrebleu"}
+
+
+def test_stages_that_need_no_torch_load_nothing_heavy() -> None:
+    names = sorted(set(module_names("stages")) - NEED_TORCH)
+    assert {"stages.prepare", "stages.tokenizer", "stages.tokenize", "stages.evaluate", "stages.tracking"} <= set(names)
+    guilty = {name: found for name in names if (found := loaded_after(name) & HEAVY)}
+    assert not guilty
+
+
+def test_flows_load_nothing_that_learns() -> None:
+    names = module_names("flows")
+    assert not loaded_after(*names) & {"torch", "pytorch_lightning", "datasets", "mlflow", "matplotlib"}
+    # The command line answers "nothing to do" before Prefect is even loaded, which takes seconds.
+    assert "prefect" not in loaded_after("flows.__main__")

@@ -1,0 +1,73 @@
+"""`python -m flows` as a person meets it. Its own Prefect server is started and stopped once (10 s)."""
+
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from toy_project import make_project, reproduce, run_flows, set_mode, start_flows, write_metrics
+
+from flows.server import answers
+
+
+def test_nothing_to_do_is_said_without_a_server(tmp_path: Path) -> None:
+    make_project(tmp_path)
+    run_flows(tmp_path, "--targets", "nonsense")  # sets DVC up
+    reproduce(tmp_path)
+    write_metrics(tmp_path)
+    status, output = run_flows(tmp_path)
+    assert status == 0
+    assert output.count("unchanged") == 5
+    assert "12.3 (11.0–13.5)" in output
+    assert not (tmp_path / ".pipeline" / "prefect").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["--targets", "pretain"], 1, "error: targets: dvc.yaml has no stage 'pretain'"),
+        (["--set", "pretrain.stepz=1"], 1, "did you mean pretrain.steps?"),
+        (["--set", "pretrain.steps=many"], 1, "pretrain.steps"),
+        (["--set", "pretrain.steps"], 2, "is not KEY=VALUE"),
+        (["--set", "pretrain.steps=[1"], 2, "is not a value"),
+        (["--nonsense"], 2, "usage:"),
+    ],
+)
+def test_a_wrong_command_is_one_clear_line(tmp_path: Path, arguments: list[str], status: int, said: str) -> None:
+    got, output = run_flows(make_project(tmp_path), *arguments)
+    assert got == status
+    assert said in output
+    assert "Traceback" not in output
+    assert not (tmp_path / ".pipeline" / "prefect").exists()
+
+
+def test_a_server_that_does_not_answer(tmp_path: Path) -> None:
+    status, output = run_flows(make_project(tmp_path), PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert status == 1
+    assert "no Prefect server answers at PREFECT_API_URL" in output
+    assert "Traceback" not in output
+
+
+def test_ctrl_c_stops_everything_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    process = start_flows(make_project(tmp_path, "checkpoints"), "--targets", "finetune@translation")
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "pids").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    stage, _grandchild = (int(pid) for pid in (tmp_path / "pids").read_text().split())
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on from the last checkpoint" in output
+    assert "Traceback" not in output
+    assert (tmp_path / "checkpoint").read_text() == "saved"
+    assert stage in {member.pid for member in family}
+    assert [member for member in family if member.is_running()] == []  # no orphan: stage, its children, server
+    url = output.partition("Prefect UI: ")[2].split()[0]
+    assert not answers(f"{url}/api")
+    set_mode(tmp_path, "")
+    reproduce(tmp_path)  # what the flow has done, DVC finds done
+    assert run_flows(tmp_path)[1].count("unchanged") == 5

@@ -1,0 +1,129 @@
+"""A small pipeline with real DVC stages, for the tests of flows/: quick, parallel, and bad on request."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+DVC_YAML = """
+stages:
+  prepare:
+    desc: Make the texts
+    cmd: python work.py prepare
+    deps: [work.py]
+    params: [prepare.min_characters]
+    outs: [out/prepare]
+    meta: {retries: 0, timeout_minutes: 5, devices: all}
+  finetune:
+    foreach: ${tasks}
+    do:
+      desc: Fine-tune for ${key}
+      cmd: python work.py ${key}
+      deps: [out/prepare, mode]
+      params: ["tasks.${key}.steps"]
+      outs: ["out/${key}"]
+      meta: {retries: 1, timeout_minutes: 5, devices: 1}
+  report:
+    cmd: python work.py report
+    deps: [out/translation, out/summarization]
+    outs: [out/report]
+"""
+
+# `mode` says how the translation stage behaves.
+WORK = """
+import json, os, pathlib, signal, subprocess, sys, time
+from tqdm import tqdm
+
+name = sys.argv[1]
+mode = pathlib.Path("mode").read_text().strip() if name == "translation" else ""
+pathlib.Path("out").mkdir(exist_ok=True)
+print(f"hello from {name}", flush=True)
+if mode == "wrong input":
+    sys.exit("error: params.yaml, line 3: tasks.translation.steps is wrong")
+if mode == "crash":
+    raise ValueError("no such luck")
+if mode == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+if mode == "stops itself":
+    sys.exit(143)
+if mode in ("stubborn", "checkpoints"):
+    deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN);" if mode == "stubborn" else ""
+    code = f"import signal, time; {deaf} print('up', flush=True); time.sleep(600)"
+    grandchild = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stdout=subprocess.PIPE)
+    grandchild.stdout.readline()
+    def stop(*_):
+        pathlib.Path("checkpoint").write_text("saved")
+        sys.exit(143)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if mode == "stubborn" else stop)
+    pathlib.Path("pids").write_text(f"{os.getpid()} {grandchild.pid}")
+    print("at work", flush=True)
+    time.sleep(600)
+for _ in tqdm(range(4), desc=name, mininterval=0):
+    time.sleep(0.05)
+run = os.environ.get("PIPELINE_RUN")
+if run:
+    folder = pathlib.Path(".pipeline/runs") / run
+    folder.mkdir(parents=True, exist_ok=True)
+    link = {"stage": os.environ["DVC_STAGE"], "run_id": "1", "experiment_id": "0", "url": f"http://127.0.0.1:5000/#/{name}"}
+    (folder / f"{os.environ['DVC_STAGE']}.json").write_text(json.dumps(link))
+pathlib.Path("out", name).write_text(name)
+"""
+
+
+def make_project(folder: Path, mode: str = "") -> Path:
+    """Writes the project into `folder`; `mode` is how its translation stage behaves."""
+    (folder / "dvc.yaml").write_text(DVC_YAML)
+    (folder / "work.py").write_text(WORK)
+    shutil.copy(ROOT / "params.yaml", folder)
+    set_mode(folder, mode)
+    return folder
+
+
+def set_mode(folder: Path, mode: str) -> None:
+    (folder / "mode").write_text(mode + "\n")
+
+
+def reproduce(folder: Path) -> None:
+    """Runs the stages with DVC alone."""
+    subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], cwd=folder, check=True)
+
+
+def write_metrics(root: Path, task: str = "translation") -> None:
+    """What the evaluation of a task would leave."""
+    interval = {"score": 12.34, "low": 11.0, "high": 13.5}
+    systems = dict.fromkeys(("pretrained", "scratch", "baseline", "difference"), interval)
+    metrics = {"chrf": systems, "bleu": systems}
+    report = {"task": task, "records": 500, "metrics": metrics, "primary": "bleu", "baseline_name": "copy the source"}
+    folder = root / "reports" / "tasks" / task
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text(json.dumps(report | {"signatures": dict.fromkeys(metrics, "")}))
+
+
+def start_flows(folder: Path, *arguments: str, module: str = "flows", **environment: str) -> "subprocess.Popen[str]":
+    """Starts `python -m flows` in the project, as a person would in a terminal."""
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=_interruptible,
+    )
+
+
+def run_flows(folder: Path, *arguments: str, **environment: str) -> tuple[int, str]:
+    """Runs `python -m flows` to its end; gives exit status and output."""
+    process = start_flows(folder, *arguments, **environment)
+    output, _ = process.communicate(timeout=120)
+    return process.returncode, output
+
+
+def _interruptible() -> None:
+    """A background job ignores SIGINT, and its children inherit that: undone, so that a test can press Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
