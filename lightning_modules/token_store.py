@@ -57,6 +57,7 @@ class TokenStore:
 
     def __init__(self, folder: Path) -> None:
         """Raises PipelineError where `folder` is not a whole store."""
+        self.folder = folder
         try:
             self.meta = StoreMeta(**json.loads((folder / "meta.json").read_text()))
         except (OSError, ValueError, TypeError) as error:
@@ -66,6 +67,11 @@ class TokenStore:
         self._first_document = np.cumsum([0] + [len(offsets) - 1 for offsets in self._offsets])
         if self._first_document[-1] != self.meta.documents or sum(map(len, self._tokens)) != self.meta.tokens:
             raise PipelineError(f"{folder} does not hold what its meta.json says: run the tokenize stage again")
+
+    def require_tokenizer(self, sha256: str) -> None:
+        """Raises PipelineError where the ids were made by another tokenizer than the one with this digest."""
+        if self.meta.tokenizer_sha256 != sha256:
+            raise PipelineError(f"{self.folder} was made with another tokenizer: run the tokenize stage again")
 
     def __len__(self) -> int:
         return self.meta.documents

@@ -7,6 +7,7 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
+from lightning_modules.allocator import keep_memory
 from lightning_modules.errors import PipelineError
 
 
@@ -32,6 +33,7 @@ def build_trainer(
     has not the devices asked for.
     """
     on_gpu = hardware.accelerator in ("gpu", "cuda") or (hardware.accelerator == "auto" and torch.cuda.is_available())
+    keep_memory()
     if hardware.threads != "auto":
         torch.set_num_threads(int(hardware.threads))
     if on_gpu:

@@ -18,7 +18,7 @@ from typing import Any
 from stages.text import strip_html
 
 Record = dict[str, str]
-_FIELDS_IN_CONTEXT = 3  # a question's context describes so many fields
+_FIELDS_IN_CONTEXT = 4  # a question's context describes so many fields
 _DESCRIPTION = (15, 110)  # shortest and longest description of a field in a context, in characters
 
 

@@ -75,7 +75,10 @@ def _test_records(task: str, most: int) -> list[Record]:
     import pyarrow.parquet as pq
 
     path = Path(f"data/prepared/{task}/test.parquet")
-    records: list[Record] = pq.read_table(path).to_pylist()
+    try:
+        records: list[Record] = pq.read_table(path).to_pylist()
+    except OSError as error:
+        raise PipelineError(f"{path} cannot be read ({error}): run the prepare stage again") from error
     if not records:
         raise PipelineError(f"{path} holds no record: give the task more data, or raise prepare.test_share")
     return records[:most] if most else records

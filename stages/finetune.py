@@ -62,6 +62,7 @@ def finetune(params: Params, task: str, from_scratch: bool) -> None:
             seed=seed,
         ),
         settings=settings,
+        tokens=tokens,
         inputs=[tokens, TOKENIZER] if from_scratch else [tokens, TOKENIZER, PRETRAINED],
         limits={"max_source_tokens": own.max_source_tokens, "max_target_tokens": own.max_target_tokens},
         tokenizer_file=tokenizer_file,

@@ -59,6 +59,7 @@ def pretrain(params: Params) -> None:
             seed=seed,
         ),
         settings={"seed": seed, "model": params.model.model_dump(), "pretrain": section.model_dump()},
+        tokens=TOKENS,
         inputs=[TOKENS, TOKENIZER],
         limits={},
         tokenizer_file=TOKENIZER / "tokenizer.json",

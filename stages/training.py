@@ -20,8 +20,9 @@ from safetensors.torch import load_file
 from lightning_modules.callbacks import Checkpoints, StopOnSignal, Telling, newest_checkpoint
 from lightning_modules.datamodule import Batches, TextDataModule
 from lightning_modules.errors import Interrupted
-from lightning_modules.model_folder import save_model
+from lightning_modules.model_folder import save_model, sha256
 from lightning_modules.module import Recipe, TransformerModule
+from lightning_modules.token_store import TokenStore
 from lightning_modules.trainer import Hardware, build_trainer
 from lightning_modules.transformer.model import EncoderDecoder, count_parameters
 from stages.console import progress
@@ -42,7 +43,8 @@ class Job:
     section: Training
     recipe: Recipe
     settings: dict[str, Any]  # the parameters that decide the result
-    inputs: list[Path]
+    tokens: Path  # the token stores that it reads
+    inputs: list[Path]  # these, the tokenizer, the model that it starts from
     limits: dict[str, int]  # longest source and target of a task
     tokenizer_file: Path
     cut: dict[str, int]  # training texts longer than the limits
@@ -77,6 +79,8 @@ def run_training(
         return
     from stages.tracking import stage_run
 
+    for meta in job.tokens.rglob("meta.json"):
+        TokenStore(meta.parent).require_tokenizer(sha256(job.tokenizer_file))
     with stage_run(
         job.name, params=job.settings, inputs=job.inputs, resume_from=job.checkpoints, system_metrics=True
     ) as run:

@@ -107,7 +107,7 @@ def test_a_checkpoint_holds_tensors_and_plain_values_only(tmp_path: Path) -> Non
     train(plan_of("rows", tmp_path), tmp_path / "run")
     newest = newest_checkpoint(tmp_path / "run")
     assert newest is not None
-    assert torch.load(newest, weights_only=True)["global_step"] == 6
+    assert torch.load(newest, weights_only=True)["global_step"] == 8
 
 
 @pytest.mark.parametrize("left", [0, 1, 1000, -1000], ids=lambda left: f"{left} bytes")

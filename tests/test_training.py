@@ -172,7 +172,7 @@ TWO = {"devices": 2, "strategy": "ddp"}
 
 
 def test_two_processes_learn_what_one_does_and_the_first_alone_writes(tmp_path: Path) -> None:
-    short = {"steps": 12, "warmup_steps": 4, "validate_every": 6, "checkpoint_every": 5, "learning_rate": 1e-3}
+    short = {"steps": 13, "warmup_steps": 4, "validate_every": 6, "checkpoint_every": 5, "learning_rate": 1e-3}
     one, two = workspace(tmp_path / "one", pretrain=short), workspace(tmp_path / "two", pretrain=short | TWO)
     finish(one, PRETRAIN)
     log = finish(two, PRETRAIN)
