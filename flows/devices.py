@@ -1,10 +1,11 @@
 """The machine's devices, lent to stages: GPUs where there are any, else CPU cores. Costs one call of nvidia-smi."""
 
+import itertools
 import os
 import shutil
 import subprocess
 import threading
-from collections import deque
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -20,14 +21,18 @@ def visible_gpus() -> list[str]:
     return [str(index) for index in range(count)]
 
 
+SETTLE_SECONDS = 0.2  # stages that become ready at the same moment ask within this time, and are compared
+
+
 class DevicePool:
-    """Lends devices in the order they were asked for, so that a stage that needs all of them is not starved."""
+    """Lends devices to the most urgent stage first, and never past it: one that needs all of them is not starved."""
 
     def __init__(self, gpus: list[str], cores: int) -> None:
         self.gpus = bool(gpus)
         self._size = len(gpus) or max(cores, 1)
         self._free = list(gpus) if gpus else [str(core) for core in range(self._size)]
-        self._queue: deque[object] = deque()
+        self._queue: list[tuple[int, int]] = []  # (less urgent, later): the smallest is next
+        self._arrivals = itertools.count()
         self._changed = threading.Condition()
 
     @classmethod
@@ -37,13 +42,14 @@ class DevicePool:
         return cls(visible_gpus(), cores)
 
     @contextmanager
-    def lend(self, count: int | None, gave_up: Callable[[], bool]) -> Iterator[list[str] | None]:
+    def lend(self, count: int | None, gave_up: Callable[[], bool], urgency: int = 0) -> Iterator[list[str] | None]:
         """Waits for `count` devices (None: all; more than there are: all) and gives their names until the block ends.
 
-        Gives None, without devices, as soon as `gave_up()` is true.
+        Of those that wait the most urgent is next, then the one that asked first. Gives None, without devices, as soon
+        as `gave_up()` is true.
         """
         wanted = self._size if count is None else min(count, self._size)
-        names = self._take(wanted, gave_up)
+        names = self._take(wanted, gave_up, urgency) if wanted else []
         try:
             yield names
         finally:
@@ -55,14 +61,14 @@ class DevicePool:
         """What a child that was lent these devices must see: nothing on a CPU machine, its GPUs on any other."""
         return {"CUDA_VISIBLE_DEVICES": ",".join(names)} if self.gpus else {}
 
-    def _take(self, wanted: int, gave_up: Callable[[], bool]) -> list[str] | None:
-        ticket = object()
+    def _take(self, wanted: int, gave_up: Callable[[], bool], urgency: int) -> list[str] | None:
+        ticket = (-urgency, next(self._arrivals))
         with self._changed:
-            if wanted == 0:
-                return []
             self._queue.append(ticket)
+        time.sleep(SETTLE_SECONDS)
+        with self._changed:
             try:
-                while not (self._queue[0] is ticket and len(self._free) >= wanted):
+                while not (min(self._queue) == ticket and len(self._free) >= wanted):
                     if gave_up():
                         return None
                     self._changed.wait(timeout=0.5)

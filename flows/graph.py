@@ -36,6 +36,11 @@ class Plan:
     stages: dict[str, Stage]
     stale: frozenset[str]
 
+    def stages_to_come(self, name: str) -> int:
+        """How many stages stand in the longest chain that waits for this one: what holds most up is to run first."""
+        waiting = [other for other, stage in self.stages.items() if name in stage.upstream]
+        return max((1 + self.stages_to_come(other) for other in waiting), default=0)
+
 
 def read_plan(root: Path, targets: list[str] | None = None) -> Plan:
     """Reads `root`/dvc.yaml; with `targets`, only these stages and all they need.

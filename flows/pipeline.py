@@ -82,7 +82,8 @@ class PipelineRun:
         if stage.name not in self.plan.stale and not any(self._touched(upstream) for upstream in stage.upstream):
             return Result(Outcome.UNCHANGED, 0.0)
         self.watcher.waiting(stage.name)
-        with self.devices.lend(stage.devices, lambda: self.runner.stopping) as lent:
+        urgency = self.plan.stages_to_come(stage.name)
+        with self.devices.lend(stage.devices, lambda: self.runner.stopping, urgency) as lent:
             if lent is None or self.runner.stopping:
                 return Result(Outcome.STOPPED, 0.0, "stopped before it began")
             self.watcher.started(stage.name)

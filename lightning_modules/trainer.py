@@ -1,5 +1,7 @@
 """The Trainer, built in one place: devices, strategy, precision, threads."""
 
+import logging
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +36,8 @@ def build_trainer(
     """
     on_gpu = hardware.accelerator in ("gpu", "cuda") or (hardware.accelerator == "auto" and torch.cuda.is_available())
     keep_memory()
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its advertisements and lists of absent devices
+    warnings.filterwarnings("ignore", module="pytorch_lightning.utilities._pytree")  # torch's deprecation, not ours
     if hardware.threads != "auto":
         torch.set_num_threads(int(hardware.threads))
     if on_gpu:

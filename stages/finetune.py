@@ -10,13 +10,12 @@ from pathlib import Path
 from lightning_modules.datamodule import TextPairs
 from lightning_modules.errors import PipelineError
 from lightning_modules.model_folder import load_model, load_tokenizer, new_model, read_config, sha256
-from lightning_modules.module import Recipe
 from lightning_modules.text_to_text import TextToText
 from lightning_modules.transformer.config import TransformerConfig
 from lightning_modules.transformer.model import EncoderDecoder
 from stages.console import run_stage, stage_parser
 from stages.params import Params, load_params
-from stages.training import Job, run_training
+from stages.training import Job, recipe, run_training
 
 TOKENIZER, PRETRAINED = Path("data/tokenizer"), Path("models/pretrained")
 
@@ -52,15 +51,7 @@ def finetune(params: Params, task: str, from_scratch: bool) -> None:
         name=f"{'scratch' if from_scratch else 'finetune'}@{task}",
         output=output,
         section=section,
-        recipe=Recipe(
-            steps=own.steps,
-            learning_rate=own.learning_rate,
-            schedule=section.schedule,
-            warmup_steps=section.warmup_steps,
-            weight_decay=section.weight_decay,
-            label_smoothing=section.label_smoothing,
-            seed=seed,
-        ),
+        recipe=recipe(section, own.steps, own.learning_rate, section.label_smoothing, seed),
         settings=settings,
         tokens=tokens,
         inputs=[tokens, TOKENIZER] if from_scratch else [tokens, TOKENIZER, PRETRAINED],

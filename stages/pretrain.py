@@ -10,13 +10,12 @@ from pathlib import Path
 from lightning_modules.datamodule import TextRows
 from lightning_modules.decoding import greedy
 from lightning_modules.model_folder import load_tokenizer, new_model, special_id
-from lightning_modules.module import Recipe
 from lightning_modules.objectives import SpanCorruption
 from lightning_modules.token_store import TokenStore
 from lightning_modules.transformer.config import TransformerConfig
 from stages.console import run_stage, stage_parser
 from stages.params import Params, load_params
-from stages.training import Job, run_training
+from stages.training import Job, recipe, run_training
 
 TOKENS, TOKENIZER, OUTPUT = Path("data/tokens/pretraining"), Path("data/tokenizer"), Path("models/pretrained")
 SENTINELS = 64
@@ -49,15 +48,7 @@ def pretrain(params: Params) -> None:
         name="pretrain",
         output=OUTPUT,
         section=section,
-        recipe=Recipe(
-            steps=section.steps,
-            learning_rate=section.learning_rate,
-            schedule=section.schedule,
-            warmup_steps=section.warmup_steps,
-            weight_decay=section.weight_decay,
-            label_smoothing=0.0,
-            seed=seed,
-        ),
+        recipe=recipe(section, section.steps, section.learning_rate, label_smoothing=0.0, seed=seed),
         settings={"seed": seed, "model": params.model.model_dump(), "pretrain": section.model_dump()},
         tokens=TOKENS,
         inputs=[TOKENS, TOKENIZER],

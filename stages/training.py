@@ -55,6 +55,19 @@ class Job:
         return CHECKPOINTS / f"{self.name}-{_fingerprint(self.settings, self.inputs)}"
 
 
+def recipe(section: Training, steps: int, learning_rate: float, label_smoothing: float, seed: int) -> Recipe:
+    """How to train: what a section of params.yaml says for all its trainings, and what is this one's own."""
+    return Recipe(
+        steps=steps,
+        learning_rate=learning_rate,
+        schedule=section.schedule,
+        warmup_steps=section.warmup_steps,
+        weight_decay=section.weight_decay,
+        label_smoothing=label_smoothing,
+        seed=seed,
+    )
+
+
 def _fingerprint(settings: dict[str, Any], inputs: list[Path]) -> str:
     """A short digest of settings and inputs: of each file its name, size and first mebibyte."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
@@ -133,6 +146,11 @@ def _fit(
     if start:
         resumed_from = int(start.stem.removeprefix("step-"))
         print(f"{job.name}: going on from step {resumed_from} ({start})", flush=True)
+    print(
+        f"{job.name}: {count_parameters(model):,} parameters on {trainer.world_size} × {trainer.accelerator.name()}, "
+        f"precision {trainer.precision}",
+        flush=True,
+    )
     module, data = TransformerModule(model, job.recipe), TextDataModule(train, validation)
     trainer.fit(module, data, ckpt_path=start, weights_only=True)
     if stop.stopped:

@@ -50,6 +50,24 @@ def test_a_machine_without_gpus_lends_its_cores() -> None:
         assert pool.environment(names) == {}
 
 
+def test_what_holds_most_up_is_lent_to_first() -> None:
+    pool = DevicePool([], cores=1)
+    order: list[int] = []
+
+    def borrow(urgency: int) -> None:
+        with pool.lend(1, never, urgency):
+            order.append(urgency)
+
+    with pool.lend(1, never):
+        threads = [threading.Thread(target=borrow, args=(urgency,)) for urgency in (1, 3, 2)]
+        for thread in threads:
+            thread.start()
+        eventually(lambda: len(pool._queue) == 3)
+    for thread in threads:
+        thread.join(timeout=30)
+    assert order == [3, 2, 1]
+
+
 def test_who_needs_all_is_not_overtaken() -> None:
     pool = DevicePool([], cores=2)
     first, everything, late = threading.Event(), threading.Event(), threading.Event()

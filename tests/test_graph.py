@@ -17,6 +17,8 @@ def test_stages_have_their_edges_and_meta(tmp_path: Path) -> None:
     assert set(stages) == {"prepare", "report", *(f"finetune@{task}" for task in TASKS)}
     assert stages["finetune@translation"].upstream == ("prepare",)
     assert stages["report"].upstream == ("finetune@summarization", "finetune@translation")
+    plan = read_plan(tmp_path)
+    assert plan.stages_to_come("report") < plan.stages_to_come("finetune@translation") < plan.stages_to_come("prepare")
     assert stages["prepare"].devices is None
     assert stages["finetune@translation"].devices == 1
     assert stages["finetune@translation"].retries == 1
