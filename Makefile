@@ -5,6 +5,7 @@ SHELL := /bin/sh
 .PHONY: help demo test ui serve-flows lint clean lock
 
 PYTHON ?=
+PORT ?= 5000
 BIN := .venv/bin
 INSTALLED := .venv/installed
 CANDIDATES := $(if $(PYTHON),$(PYTHON),python3 python3.13 python3.12 python3.11)
@@ -19,13 +20,13 @@ demo: $(INSTALLED)  ## run the whole pipeline on the embedded data (8 minutes on
 test: $(INSTALLED)  ## run all tests
 	@$(BIN)/python -m pytest $(ARGS)
 
-ui: $(INSTALLED)  ## open MLflow (runs, metrics, models) on http://127.0.0.1:5000
+ui: $(INSTALLED)  ## open MLflow (runs, metrics, models) on http://127.0.0.1:5000 (PORT=…)
 	@mkdir -p .pipeline
 	@case "$$MLFLOW_TRACKING_URI" in \
 	  http*) echo "the runs are on $$MLFLOW_TRACKING_URI (MLFLOW_TRACKING_URI): open it in a browser"; exit 0;; \
 	esac; \
 	export PATH="$(CURDIR)/$(BIN):$$PATH" MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false; \
-	exec mlflow ui --host 127.0.0.1 --port 5000 --workers 1 \
+	exec mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 \
 	  --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/.pipeline/mlflow.db}" \
 	  --artifacts-destination "$(CURDIR)/.pipeline/mlartifacts"
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import dvc  # noqa: F401 - its log keeps the stream that it finds at import: not one of a single test
 import pytest
 
 from stages.delivery import prepare_store, tracking_uri

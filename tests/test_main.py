@@ -19,7 +19,7 @@ def test_nothing_to_do_is_said_without_a_server(tmp_path: Path) -> None:
     status, output = run_flows(tmp_path)
     assert status == 0
     assert output.count("unchanged") == 5
-    assert "12.3 (11.0–13.5)" in output
+    assert "12.3 [11.0, 13.5]" in output
     assert not (tmp_path / ".pipeline" / "prefect").exists()
 
 

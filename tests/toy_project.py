@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from flows.run_stage import child_environment
+
 ROOT = Path(__file__).parents[1]
 
 DVC_YAML = """
@@ -90,7 +92,7 @@ def set_mode(folder: Path, mode: str) -> None:
 
 def reproduce(folder: Path) -> None:
     """Runs the stages with DVC alone."""
-    subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], cwd=folder, check=True)
+    subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], cwd=folder, env=child_environment({}), check=True)
 
 
 def write_metrics(root: Path, task: str = "translation") -> None:
