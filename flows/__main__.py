@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
-from flows.console import LiveListener, PlainListener, Recorder, show_comparison, show_failures
+from flows.console import LiveListener, PlainListener, Recorder, show_failures, show_results
 from flows.events import listener
 from flows.graph import Plan, read_plan
 from flows.run_stage import Outcome
@@ -48,12 +48,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(root: Path, targets: list[str] | None, overrides: dict[str, Any], console: Console) -> int:
-    with workspace(root, overrides, on_wait=console.print):
+    with workspace(root, overrides, on_wait=console.print), console.status("asking DVC what has changed"):
         plan = read_plan(root, targets)
     if not plan.stale:
         for name in plan.stages:
             console.print(f"{name:<28} unchanged")
-        show_comparison(console, root)
+        show_results(console, root, targets)
         return 0
     console.print(_announcement(plan))
     with prefect_server(root) as url:
@@ -78,7 +78,7 @@ def _run_flow(root: Path, targets: list[str] | None, overrides: dict[str, Any], 
         if not any(result.outcome is Outcome.FAILED for result in recorder.results.values()):
             raise PipelineError(state.message or "the flow has failed: see its log in the Prefect UI")
         return EXIT_FAILED
-    show_comparison(console, root)
+    show_results(console, root, targets)
     return 0
 
 

@@ -180,9 +180,12 @@ def show_failures(console: Console, results: dict[str, Result]) -> None:
             )
 
 
-def show_comparison(console: Console, root: Path) -> None:
-    """What pre-training bought, where the report is, and how to open the two user interfaces."""
-    if rows := comparison_table(root / "reports"):
+def show_results(console: Console, root: Path, targets: list[str] | None) -> None:
+    """What pre-training bought, where the report is, and how to open the two user interfaces.
+
+    After a run of some stages only, what stands in the reports may be of other parameters, and is not shown.
+    """
+    if not targets and (rows := comparison_table(root / "reports")):
         console.print("\nOn the test split: score and 95 % interval\n")
         console.print(table_text(rows), markup=False, soft_wrap=True)
         console.print()
@@ -190,7 +193,7 @@ def show_comparison(console: Console, root: Path) -> None:
             if row.primary:
                 console.print(f"{row.task_name}: {row.verdict()}", markup=False, soft_wrap=True)
         console.print()
-    if (root / "reports" / "report.html").is_file():
+    if not targets and (root / "reports" / "report.html").is_file():
         console.print("report:        reports/report.html")
     console.print("MLflow UI:     make ui            (runs, metrics, models)")
     console.print("Prefect UI:    make serve-flows   (flow runs, logs, schedules)")

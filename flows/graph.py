@@ -5,6 +5,7 @@ Costs 0.2 s for the graph (DVC's import included) and, where nothing changed, ab
 
 import difflib
 import graphlib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,7 +100,12 @@ def read_outputs(root: Path) -> list[Path]:
 
 
 def _open_repo(root: Path) -> "Repo":
-    """DVC's view of `root`, set up first where it is not: in an archive without git, or a folder without .dvc."""
+    """DVC's view of `root`, set up first where it is not: in an archive without git, or a folder without .dvc.
+
+    DVC is told to be silent: its bars would tear the display of the stages, and its errors come as exceptions.
+    """
+    for name in ("dvc", "dvc_data", "dvc_objects"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     from dvc.config import Config
     from dvc.repo import Repo
     from dvc.scm import SCMError

@@ -4,7 +4,7 @@ from pathlib import Path
 from rich.console import Console
 from toy_project import write_metrics
 
-from flows.console import LiveListener, PlainListener, Recorder, show_comparison, show_failures
+from flows.console import LiveListener, PlainListener, Recorder, show_failures, show_results
 from flows.graph import Plan, Stage
 from flows.progress import Progress
 from flows.run_stage import Outcome, Result
@@ -74,7 +74,7 @@ def test_the_comparison(tmp_path: Path) -> None:
     write_metrics(tmp_path)
     (tmp_path / "reports" / "report.html").touch()
     out = io.StringIO()
-    show_comparison(Console(file=out, width=120), tmp_path)
+    show_results(Console(file=out, width=120), tmp_path, None)
     for expected in (
         "pre-trained",
         "from scratch",
@@ -84,3 +84,7 @@ def test_the_comparison(tmp_path: Path) -> None:
         "make serve-flows",
     ):
         assert expected in out.getvalue()
+    out = io.StringIO()
+    show_results(Console(file=out, width=120), tmp_path, ["tokenize"])
+    assert "pre-trained" not in out.getvalue()
+    assert "make ui" in out.getvalue()
