@@ -26,7 +26,12 @@ def progress(
 
 def stage_parser(module_doc: str | None) -> argparse.ArgumentParser:
     """The command line of a stage: its own words from the module's docstring, and `--traceback`."""
-    parser = argparse.ArgumentParser(description=module_doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    spec = sys.modules["__main__"].__spec__  # argparse of Python 3.11 would name the file instead
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {spec.name}" if spec else None,
+        description=module_doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
     return parser
 

@@ -1,7 +1,7 @@
 """Scores the pre-trained and the from-scratch model of a task, and a trivial baseline, on the same test records.
 
 Reads data/prepared/TASK/test.parquet and both models; writes reports/tasks/TASK: metrics.json with 95 % intervals,
-predictions.jsonl, curve.csv. Decoding takes the time: about 100 short texts a second on one core at demo size.
+predictions.jsonl, curve.csv. Decoding takes the time: about 400 short texts a second on one core at demo size.
 """
 
 import argparse
