@@ -9,29 +9,17 @@ import hashlib
 import json
 import os
 import platform
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning_modules.errors import PipelineError
 from stages.console import run_stage, stage_parser
 from stages.outputs import whole_file
-from stages.report_table import Row, comparison_table, table_text
+from stages.report_page import Results, page
+from stages.report_table import comparison_table, table_text
 
 REPORTS = Path("reports")
 Json = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Results:
-    """Everything that the page shows."""
-
-    rows: list[Row]
-    predictions: dict[str, list[dict[str, str]]]  # task → test records with each system's answer
-    curves: dict[str, list[dict[str, str]]]  # "pretraining" or task → rows of a curve.csv
-    prepare: Json  # purpose → source → counts
-    training: dict[str, Json]  # folder of models/ → its training.json
-    lineage: list[tuple[str, str]]
 
 
 def gather(root: Path) -> Results:
@@ -121,7 +109,6 @@ def _csv(path: Path) -> list[dict[str, str]]:
 
 def main(_: argparse.Namespace) -> None:
     """Writes both files and prints the table."""
-    from stages.report_page import page
     from stages.tracking import stage_run
 
     inputs = [REPORTS / "prepare.json", REPORTS / "tasks"]

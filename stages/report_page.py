@@ -4,15 +4,13 @@ Every text that came from data is escaped. One file: styles and plots are inside
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING
+from typing import Any
 
 from stages.report_plots import COLOURS, LABELS, Curve, curves_svg, scores_svg
 from stages.report_table import HEADER, Row
 from stages.scores import record_scores
-
-if TYPE_CHECKING:
-    from stages.report import Results
 
 EXAMPLES = 2  # of each kind: best, worst, first
 _LONGEST = 600  # characters of an example's source
@@ -55,7 +53,19 @@ _FRAME = """<!doctype html>
 """
 
 
-def page(results: "Results") -> str:
+@dataclass(frozen=True)
+class Results:
+    """Everything that the page shows."""
+
+    rows: list[Row]
+    predictions: dict[str, list[dict[str, str]]]  # task → test records with each system's answer
+    curves: dict[str, list[dict[str, str]]]  # "pretraining" or task → rows of a curve.csv
+    prepare: dict[str, Any]  # purpose → source → counts
+    training: dict[str, dict[str, Any]]  # folder of models/ → its training.json
+    lineage: list[tuple[str, str]]
+
+
+def page(results: Results) -> str:
     """The whole page as HTML."""
     primary = [row for row in results.rows if row.primary]
     sections = [
@@ -101,7 +111,7 @@ def _signatures(rows: Sequence[Row]) -> str:
     )
 
 
-def _learning(results: "Results") -> Iterable[str]:
+def _learning(results: Results) -> Iterable[str]:
     yield "<h2>Learning</h2>"
     for name, rows in results.curves.items():
         curves = []
@@ -120,7 +130,7 @@ def _learning(results: "Results") -> Iterable[str]:
     yield "<p></p>" + _table(["model"], [column.replace("_", " ") for column in columns], lines)
 
 
-def _examples(results: "Results") -> Iterable[str]:
+def _examples(results: Results) -> Iterable[str]:
     yield "<h2>Examples</h2>"
     yield _p(
         "By the pre-trained model's score on the single record: the best, the worst, and the first, which are random."
@@ -147,7 +157,7 @@ def _example(title: str, record: dict[str, str]) -> str:
     return f"<details>{summary}<dl>{items}</dl></details>"
 
 
-def _data(results: "Results") -> Iterable[str]:
+def _data(results: Results) -> Iterable[str]:
     yield "<h2>Data</h2>"
     counts = [entry for sources in results.prepare.values() for entry in sources.values()]
     filters = list(dict.fromkeys(name for entry in counts for name in entry.get("dropped", {})))
@@ -171,7 +181,7 @@ def _data(results: "Results") -> Iterable[str]:
     yield _table(["purpose", "source"], header, lines)
 
 
-def _origins(results: "Results") -> Iterable[str]:
+def _origins(results: Results) -> Iterable[str]:
     yield "<h2>Made from</h2>"
     yield _p("<code>git log -S MD5 --oneline -- dvc.lock</code> finds the commit of a hash,"
              " <code>dvc get . PATH --rev COMMIT</code> brings the bytes back.", raw=True)  # fmt: skip
