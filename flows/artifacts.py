@@ -7,13 +7,16 @@ from pathlib import Path
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from flows.graph import Plan
-from flows.run_stage import Result
+from flows.run_stage import Outcome, Result
 from flows.workspace import STATE
 from stages.report_table import comparison_table
 
 
-def publish(root: Path, run: str, plan: Plan, results: dict[str, Result]) -> None:
-    """Writes the artifacts of the current flow run, those that there is something to say in."""
+def publish(root: Path, run: str, plan: Plan, results: dict[str, Result], targets: list[str] | None) -> None:
+    """Writes the artifacts of the current flow run, those that there is something to say in.
+
+    The metrics are shown after a whole run only: else what stands in the reports may be of another one.
+    """
     create_table_artifact(
         key="stages",
         description="What became of each stage",
@@ -27,7 +30,8 @@ def publish(root: Path, run: str, plan: Plan, results: dict[str, Result]) -> Non
             for name in plan.stages
         ],
     )
-    if rows := comparison_table(root / "reports"):
+    whole = not targets and all(result.outcome in (Outcome.RAN, Outcome.UNCHANGED) for result in results.values())
+    if whole and (rows := comparison_table(root / "reports")):
         create_table_artifact(
             key="metrics",
             description="On the test split: score and 95 % interval",

@@ -167,7 +167,7 @@ def pipeline(targets: list[str] | None = None, overrides: dict[str, Any] | None 
     except PipelineError as error:
         log.error(str(error))
         return Failed(message=str(error))
-    publish(root, key, run.plan, run.results)
+    publish(root, key, run.plan, run.results, targets)
     return _final_state(run, stopped)
 
 

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class Job:
     tokenizer_file: Path
     cut: dict[str, int]  # training texts longer than the limits
 
-    @property
+    @cached_property
     def checkpoints(self) -> Path:
         """Where to resume from: a folder for each combination of settings and inputs."""
         return CHECKPOINTS / f"{self.name}-{_fingerprint(self.settings, self.inputs)}"
@@ -92,8 +93,9 @@ def run_training(
         return
     from stages.tracking import stage_run
 
+    tokenizer = sha256(job.tokenizer_file)
     for meta in job.tokens.rglob("meta.json"):
-        TokenStore(meta.parent).require_tokenizer(sha256(job.tokenizer_file))
+        TokenStore(meta.parent).require_tokenizer(tokenizer)
     with stage_run(
         job.name, params=job.settings, inputs=job.inputs, resume_from=job.checkpoints, system_metrics=True
     ) as run:
