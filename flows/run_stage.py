@@ -24,7 +24,8 @@ from flows.process_tree import ProcessTree
 
 STOP_GRACE_SECONDS = 20.0  # from SIGTERM to SIGKILL: time to save a checkpoint
 EXIT_STATUS = re.compile(r"^ERROR: failed to reproduce .*exited with (-?\d+)$")
-STOPPED_STATUSES = {128 + signal.SIGTERM, 128 + signal.SIGINT, -signal.SIGTERM, -signal.SIGINT}
+SHELL_SIGNAL_STATUS = 128  # plus the signal's number
+STOPPED_STATUSES = {-signal.SIGTERM, -signal.SIGINT}
 USAGE_STATUS = 2
 POLL_SECONDS = 0.2
 TERMINAL_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # tqdm moves the cursor between bars
@@ -191,6 +192,8 @@ class StageLog:
                 return Result(Outcome.RAN, 0.0)
             return Result(Outcome.UNCHANGED, 0.0, "taken from DVC's cache" if self._from_cache else "")
         status = self._exit_status if self._exit_status is not None else dvc_status
+        if status > SHELL_SIGNAL_STATUS:
+            status = SHELL_SIGNAL_STATUS - status  # as a shell says it that became the command itself
         tail = tuple(self._tail)
         if asked_to_stop or status in STOPPED_STATUSES:
             return Result(Outcome.STOPPED, 0.0, "the next run goes on from its checkpoint, if it keeps one", tail=tail)
@@ -198,7 +201,7 @@ class StageLog:
         ours = next((line for line in reversed(written[-3:]) if line.startswith("error: ")), None)
         wrong_input = ours is not None or status == USAGE_STATUS or (self._exit_status is None and dvc_status > 0)
         message = ours or self._dvc_error or (written[-1] if written else f"exit status {status}")
-        if status < 0:
+        if -status in set(signal.Signals):
             message = f"ended by signal {signal.Signals(-status).name}"
         return Result(Outcome.FAILED, 0.0, message.removeprefix("error: "), may_retry=not wrong_input, tail=tail)
 

@@ -81,10 +81,14 @@ def test_wrong_input_is_not_tried_again(tmp_path: Path) -> None:
     assert not result.may_retry
 
 
+@pytest.mark.parametrize("shell", ["/bin/bash", "/bin/sh"])  # one becomes its only command, one may wait for it
 @pytest.mark.parametrize(
     ("mode", "message"), [("crash", "ValueError: no such luck"), ("killed", "ended by signal SIGKILL")]
 )
-def test_a_crash_may_be_tried_again(tmp_path: Path, mode: str, message: str) -> None:
+def test_a_crash_may_be_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, message: str, shell: str
+) -> None:
+    monkeypatch.setenv("SHELL", shell)
     result = project(tmp_path, mode).run(TRANSLATION, lambda line: None)
     assert (result.outcome, result.message, result.may_retry) == (Outcome.FAILED, message, True)
     assert "hello from translation" in result.tail
