@@ -13,9 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from pydantic import BaseModel
+
 from lightning_modules.errors import PipelineError
 from stages.outputs import whole_file
-from stages.params import load_params
+from stages.params import Params, load_params
 
 STATE = Path(".pipeline")
 WAIT_SECONDS = 60.0  # long enough for the stages of a killed run to notice that nobody reads them
@@ -56,14 +58,18 @@ def check_params(root: Path) -> None:
 
 
 def overridden(text: str, overrides: Mapping[str, Any]) -> str:
-    """The text of params.yaml with other values for some dotted keys; comments stay. Raises PipelineError."""
+    """The text of params.yaml with other values for some dotted keys; comments stay. Raises PipelineError.
+
+    A key that its section may have is added where it is not there: `model.positions`, say.
+    """
     from ruamel.yaml import YAML
 
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 4096
     params = yaml.load(text)
-    known = list(_dotted_keys(params))
+    there = list(_dotted_keys(params))
+    known = [*there, *(key for key in _possible_keys(Params) if key.rpartition(".")[0] in there)]
     for key, value in overrides.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
@@ -84,6 +90,13 @@ def _dotted_keys(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
         yield f"{prefix}{key}"
         if isinstance(value, Mapping):
             yield from _dotted_keys(value, f"{prefix}{key}.")
+
+
+def _possible_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        yield f"{prefix}{name}"
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _possible_keys(field.annotation, f"{prefix}{name}.")
 
 
 def _override(root: Path, overrides: Mapping[str, Any]) -> None:

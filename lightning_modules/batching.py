@@ -1,15 +1,31 @@
-"""Which records stand in which batch: pure functions over lengths, the same on every rank.
+"""Which records stand in which batch, and how their ids are laid out: pure functions, the same on every rank.
 
 Pairs of similar length share a batch (padding 52 % → about 8 % on user-interface texts, 1.45× a step), each batch holds
 about the same number of tokens, and every batch has at least one record for each rank, so no rank ever waits.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lightning_modules.transformer.config import TransformerConfig
 
 Indices = npt.NDArray[np.int64]
+
+
+class Batch(NamedTuple):
+    """What a model reads, and what it is to predict (<pad> where nothing is; a span: its first and last column).
+
+    `real` is true where the source is not padding; None where nothing is.
+    """
+
+    source_BS: Tensor
+    target_BT: Tensor
+    real_BS: Tensor | None
 
 
 def length_batches(
@@ -49,3 +65,23 @@ def pad(rows: Sequence[Sequence[int] | npt.NDArray[np.int64]], pad_id: int) -> n
     for number, row in enumerate(rows):
         padded[number, : len(row)] = row
     return padded
+
+
+def source_tensors(source_BS: Indices, pad_id: int, pad_left: bool) -> tuple[Tensor, Tensor | None]:
+    """(Ids, which of them are real), from ids padded at the end; with `pad_left` the padding is moved to the beginning.
+
+    A decoder reads source and target as one sequence: there they must meet.
+    """
+    real_BS = source_BS != pad_id
+    if real_BS.all():
+        return torch.from_numpy(source_BS), None
+    if pad_left:
+        order_BS = np.argsort(real_BS, axis=1, kind="stable")
+        source_BS, real_BS = (np.take_along_axis(side_BS, order_BS, axis=1) for side_BS in (source_BS, real_BS))
+    return torch.from_numpy(source_BS), torch.from_numpy(real_BS)
+
+
+def make_batch(source_BS: Indices, target_BT: Indices, config: TransformerConfig) -> Batch:
+    """A batch of ids padded at the end, as the architecture of `config` reads them."""
+    source, real = source_tensors(source_BS, config.pad_id, config.architecture == "decoder")
+    return Batch(source, torch.from_numpy(target_BT), real)

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from lightning_modules.datamodule import Batch
+from lightning_modules.batching import Batch
 from lightning_modules.module import TransformerModule
 
 KEEP_CHECKPOINTS = 2  # the last, and the one before it in case the last cannot be read
@@ -199,12 +199,13 @@ class Telling(pl.Callback):
         """Counts, and moves the bar; each `every` steps adds a row."""
         now = time.perf_counter()
         self.seconds, self._clock = self.seconds + now - self._clock, now
-        self.tokens += (batch.source_BS.numel() + batch.target_BT.numel()) * trainer.world_size
+        assert isinstance(pl_module, TransformerModule)
+        written = 0 if pl_module.model.config.architecture == "encoder" else batch.target_BT.numel()
+        self.tokens += (batch.source_BS.numel() + written) * trainer.world_size
         if self._bar is not None:
             self._bar.update()
         if trainer.global_step % self.every:
             return
-        assert isinstance(pl_module, TransformerModule)
         seconds, tokens = self.seconds - self._mark[0], self.tokens - self._mark[1]
         self._mark = (self.seconds, self.tokens)
         loss = pl_module.train_loss

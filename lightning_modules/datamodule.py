@@ -11,26 +11,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pytorch_lightning as pl
-import torch
-from torch import Tensor
 
-from lightning_modules.batching import length_batches, pad
+from lightning_modules.batching import Batch, length_batches, make_batch, pad
 from lightning_modules.errors import PipelineError
-from lightning_modules.objectives import SpanCorruption
+from lightning_modules.objectives import Objective
 from lightning_modules.token_store import TokenStore
-
-
-class Batch(NamedTuple):
-    """`mask` (B, 1, 1, S) is true where the source is real; None where nothing is padding."""
-
-    source_BS: Tensor
-    target_BT: Tensor
-    mask_B11S: Tensor | None
+from lightning_modules.transformer.config import TransformerConfig
 
 
 class Batches(Protocol):
@@ -53,10 +44,18 @@ class TextRows:
     """Documents joined by </s> and cut into rows of equal length; each row corrupted afresh by the objective."""
 
     def __init__(
-        self, store: TokenStore, objective: SpanCorruption, length: int, rows: int, validation_batches: int, seed: int
+        self,
+        store: TokenStore,
+        config: TransformerConfig,
+        objective: Objective,
+        length: int,
+        rows: int,
+        validation_batches: int,
+        seed: int,
     ) -> None:
         """`rows` is the global batch size. Raises PipelineError where the store has fewer rows than one batch."""
-        self.store, self.objective, self.length, self.rows, self.seed = store, objective, length, rows, seed
+        self.store, self.config, self.objective, self.length = store, config, objective, length
+        self.rows, self.seed = rows, seed
         self.ends = np.cumsum(store.lengths() + 1)  # where each document's </s> ends in the joined text
         self.available = int(self.ends[-1]) // length if len(self.ends) else 0
         if self.available < rows:
@@ -83,13 +82,13 @@ class TextRows:
     def _corrupted(self, rows: npt.NDArray[np.int64], rng: np.random.Generator, rank: int, ranks: int) -> Batch:
         # The whole batch is corrupted, so that a row's corruption does not depend on the number of ranks.
         source, target = self.objective(np.stack([self._row(int(row)) for row in rows]), rng)
-        return Batch(torch.from_numpy(source[rank::ranks]), torch.from_numpy(target[rank::ranks]), None)
+        return make_batch(source[rank::ranks], target[rank::ranks], self.config)
 
     def _row(self, row: int) -> npt.NDArray[np.int64]:
         start, end = row * self.length, (row + 1) * self.length
         first = int(np.searchsorted(self.ends, start, side="right"))
         last = int(np.searchsorted(self.ends, end, side="left"))
-        eos = np.array([self.objective.eos_id])
+        eos = np.array([self.config.eos_id])
         pieces = [part for document in range(first, last + 1) for part in (self.store[document], eos)]
         before = start - (int(self.ends[first - 1]) if first else 0)
         return np.concatenate(pieces)[before : before + self.length].astype(np.int64)
@@ -99,14 +98,14 @@ class TextPairs:
     """Source and target texts, each ending in </s>, in batches of similar length."""
 
     def __init__(
-        self, folder: Path, batch_tokens: int, max_source: int, max_target: int, pad_id: int, eos_id: int, seed: int
+        self, folder: Path, config: TransformerConfig, batch_tokens: int, max_source: int, max_target: int, seed: int
     ) -> None:
         """Texts longer than `max_source` or `max_target` tokens, </s> included, are cut; `cut` counts them."""
         self.source, self.target = TokenStore(folder / "source"), TokenStore(folder / "target")
         if len(self.source) != len(self.target) or not len(self.source):
             raise PipelineError(f"{folder} holds no pairs, or halves of pairs: run the tokenize stage again")
-        self.batch_tokens, self.seed = batch_tokens, seed
-        self.max_source, self.max_target, self.pad_id, self.eos_id = max_source, max_target, pad_id, eos_id
+        self.config, self.batch_tokens, self.seed = config, batch_tokens, seed
+        self.max_source, self.max_target = max_source, max_target
         lengths = self.source.lengths() + 1, self.target.lengths() + 1
         self.cut = {"source": int((lengths[0] > max_source).sum()), "target": int((lengths[1] > max_target).sum())}
         self.lengths = np.minimum(lengths[0], max_source), np.minimum(lengths[1], max_target)
@@ -131,15 +130,46 @@ class TextPairs:
             yield self._batch(batch[rank::ranks])
 
     def _batch(self, records: npt.NDArray[np.int64]) -> Batch:
-        source = pad([self._with_eos(self.source, i, self.max_source) for i in records], self.pad_id)
-        target = pad([self._with_eos(self.target, i, self.max_target) for i in records], self.pad_id)
-        source_BS = torch.from_numpy(source)
-        real_BS = source_BS != self.pad_id
-        mask_B11S = None if bool(real_BS.all()) else real_BS[:, None, None, :]
-        return Batch(source_BS, torch.from_numpy(target), mask_B11S)
+        source = pad([self._with_eos(self.source, i, self.max_source) for i in records], self.config.pad_id)
+        target = pad([self._with_eos(self.target, i, self.max_target) for i in records], self.config.pad_id)
+        return make_batch(source, target, self.config)
 
     def _with_eos(self, store: TokenStore, record: int, longest: int) -> npt.NDArray[np.int64]:
-        return np.append(store[int(record)][: longest - 1], self.eos_id).astype(np.int64)
+        return np.append(store[int(record)][: longest - 1], self.config.eos_id).astype(np.int64)
+
+
+class SpanPairs(TextPairs):
+    """Pairs whose target stands in the source, for a model that points: the target is its first and last column.
+
+    `missing` counts the pairs left out: the target was cut off, its tokens fall otherwise, or it is too long to show.
+    """
+
+    def __init__(
+        self, folder: Path, config: TransformerConfig, batch_tokens: int, max_source: int, max_target: int, seed: int
+    ) -> None:
+        """As of TextPairs. Raises PipelineError where no target stands in its source."""
+        super().__init__(folder, config, batch_tokens, max_source, max_target, seed)
+        pairs = ((self.source[n][: max_source - 1], self.target[n]) for n in range(len(self.source)))
+        spans = [find_span(source, target) if len(target) <= max_target else None for source, target in pairs]
+        self.records = np.array([record for record, span in enumerate(spans) if span], dtype=np.int64)
+        self.missing, self.cut["target"] = len(spans) - len(self.records), 0
+        if not len(self.records):
+            raise PipelineError(f"{folder}: no target stands in its source, so there is nothing to point at")
+        self.spans_N2 = np.array([span for span in spans if span], dtype=np.int64)
+        self.lengths = self.lengths[0][self.records], np.full(len(self.records), 2)
+
+    def _batch(self, records: npt.NDArray[np.int64]) -> Batch:
+        sources = [self._with_eos(self.source, i, self.max_source) for i in self.records[records]]
+        return make_batch(pad(sources, self.config.pad_id), self.spans_N2[records], self.config)
+
+
+def find_span(source_S: npt.NDArray[Any], target_T: npt.NDArray[Any]) -> tuple[int, int] | None:
+    """First and last column of the first place where `target` stands in `source`."""
+    count = len(target_T)
+    for start in np.flatnonzero(source_S == target_T[0]) if count else ():
+        if np.array_equal(source_S[start : start + count], target_T):
+            return int(start), int(start) + count - 1
+    return None
 
 
 @dataclass

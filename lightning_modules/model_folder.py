@@ -14,7 +14,10 @@ from tokenizers import Tokenizer
 
 from lightning_modules.errors import PipelineError
 from lightning_modules.transformer.config import TransformerConfig
-from lightning_modules.transformer.model import EncoderDecoder
+from lightning_modules.transformer.heads import SpanReader
+from lightning_modules.transformer.model import Decoder, Encoder, EncoderDecoder, make_model
+
+Model = Encoder | Decoder | EncoderDecoder | SpanReader
 
 
 def sha256(path: Path) -> str:
@@ -22,7 +25,7 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def save_model(folder: Path, model: EncoderDecoder, tokenizer_file: Path, limits: dict[str, int]) -> None:
+def save_model(folder: Path, model: Model, tokenizer_file: Path, limits: dict[str, int]) -> None:
     """Writes model.safetensors, config.json and tokenizer.json.
 
     `limits` holds `max_source_tokens` and `max_target_tokens` of the task; empty after pre-training.
@@ -30,7 +33,12 @@ def save_model(folder: Path, model: EncoderDecoder, tokenizer_file: Path, limits
     save_file(
         {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}, folder / "model.safetensors"
     )
-    config = {"transformer": asdict(model.config), "tokenizer_sha256": sha256(tokenizer_file), "limits": limits}
+    config = {
+        "transformer": asdict(model.config),
+        "reads_spans": isinstance(model, SpanReader),
+        "tokenizer_sha256": sha256(tokenizer_file),
+        "limits": limits,
+    }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     shutil.copyfile(tokenizer_file, folder / "tokenizer.json")
 
@@ -47,11 +55,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def load_model(folder: Path, dropout: float = 0.0) -> EncoderDecoder:
+def load_model(folder: Path, dropout: float = 0.0) -> Model:
     """The model in a folder, on the CPU, with the dropout that training on needs."""
     config = read_config(folder)
     try:
-        model = EncoderDecoder(replace(TransformerConfig(**config["transformer"]), dropout=dropout))
+        model: Model = make_model(replace(TransformerConfig(**config["transformer"]), dropout=dropout))
+        if config["reads_spans"] and isinstance(model, Encoder):
+            model = SpanReader(model)
         model.load_state_dict(load_file(folder / "model.safetensors"))
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
         problem = " ".join(str(error).split())
@@ -79,7 +89,7 @@ def special_id(tokenizer: Tokenizer, token: str) -> int:
     return int(number)
 
 
-def new_model(config: TransformerConfig, seed: int) -> EncoderDecoder:
+def new_model(config: TransformerConfig, seed: int) -> Encoder | Decoder | EncoderDecoder:
     """A model with freshly drawn weights, the same for the same seed."""
     torch.manual_seed(seed)
-    return EncoderDecoder(config)
+    return make_model(config)

@@ -7,10 +7,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from lightning_modules.datamodule import Batch
-from lightning_modules.loss import sequence_loss
+from lightning_modules.batching import Batch
+from lightning_modules.loss import batch_loss
+from lightning_modules.model_folder import Model
 from lightning_modules.optim import adamw, learning_rate_share
-from lightning_modules.transformer.model import EncoderDecoder
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class Recipe:
 
 
 class TransformerModule(pl.LightningModule):
-    """Trains an `EncoderDecoder` on (source, target) batches.
+    """Trains a model on batches of (source, target).
 
     The loss of a step is the sum over real target tokens of all ranks divided by their number, so that it does not
     depend on how records fall into ranks.
     """
 
-    def __init__(self, model: EncoderDecoder, recipe: Recipe) -> None:
+    def __init__(self, model: Model, recipe: Recipe) -> None:
         super().__init__()
         self.model, self.recipe = model, recipe
         self.train_loss = torch.zeros(())  # nats per target token of the last step, this rank's share of the sum
@@ -46,7 +46,7 @@ class TransformerModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Batch → loss in nats per target token."""
-        loss, tokens = sequence_loss(self.model, *batch, label_smoothing=self.recipe.label_smoothing)
+        loss, tokens = batch_loss(self.model, batch, self.recipe.label_smoothing)
         all_tokens = self._sum_over_ranks(tokens)
         # DDP averages gradients over ranks; times their number makes it the sum again.
         loss = loss * self.trainer.world_size / all_tokens
@@ -59,7 +59,7 @@ class TransformerModule(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to (sum of nats, target tokens), without label smoothing."""
-        loss, tokens = sequence_loss(self.model, *batch, label_smoothing=0.0)
+        loss, tokens = batch_loss(self.model, batch, 0.0)
         self._validation += torch.stack([loss.float(), tokens.float()])
 
     def on_validation_epoch_end(self) -> None:

@@ -1,13 +1,99 @@
-"""Pre-training objectives: rows of token ids → (source, target), vectorised over the batch."""
+"""Pre-training objectives: rows of token ids → (source, target), vectorised over the batch.
 
+An objective is called anew for each batch, so a row is corrupted differently in every epoch; the same generator gives
+the same result. `python -m benchmarks.objectives` says what each costs.
+"""
+
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import count
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
+from tokenizers import Tokenizer
 
 from lightning_modules.errors import PipelineError
+from lightning_modules.model_folder import special_id
+from lightning_modules.spans import (
+    Ids,
+    Truth,
+    choose_words,
+    hidden_tokens,
+    poisson_spans,
+    random_parts,
+    shuffle_sentences,
+)
+from lightning_modules.transformer.config import OBJECTIVES
+from lightning_modules.vocabulary import sentence_ends, special_count, word_starts
 
-Ids = npt.NDArray[np.int64]
+
+class Objective(Protocol):
+    """What is read and what is to be written, made of rows of text."""
+
+    def __call__(self, tokens_BL: Ids, rng: np.random.Generator) -> tuple[Ids, Ids]:
+        """Ids (B, L ≥ 1) without padding, which may hold </s> → source (B, S), target (B, T), padded at the end."""
+        ...
+
+
+@dataclass(frozen=True)
+class CausalLM:
+    """Every token from those before it (Radford et al. 2018, "Improving language understanding", section 3.1)."""
+
+    def __call__(self, tokens_BL: Ids, rng: np.random.Generator) -> tuple[Ids, Ids]:
+        """Ids (B, L) → source (B, 0), target (B, L)."""
+        return tokens_BL[:, :0], tokens_BL
+
+
+@dataclass(frozen=True)
+class PrefixLM:
+    """The rest of a row from its beginning (Raffel et al. 2020, arXiv:1910.10683, sections 3.2.3 and 3.3.1).
+
+    A model that reads the beginning in both directions is Liu et al. 2018's (arXiv:1801.10198) as T5's paper, section
+    3.2.1, describes it. All rows of a batch are cut at the same random place, so nothing is padded.
+    """
+
+    def __call__(self, tokens_BL: Ids, rng: np.random.Generator) -> tuple[Ids, Ids]:
+        """Ids (B, L) → source (B, S), target (B, L - S), S from 1 to L - 1, all equally likely; S = 0 where L = 1."""
+        length = tokens_BL.shape[1]
+        cut = int(rng.integers(1, length)) if length > 1 else 0
+        return tokens_BL[:, :cut], tokens_BL[:, cut:]
+
+
+@dataclass(frozen=True, eq=False)
+class MaskedLM:
+    """BERT's objective (Devlin et al. 2019, arXiv:1810.04805, section 3.1 and appendix A.1).
+
+    Of each row max(1, round(L * corruption_rate)) tokens are to be predicted. For each of them on its own, as in BERT's
+    code, the source holds <mask> (80 %), a random regular token (10 %; now and then the right one) or the token
+    itself (10 %). Special tokens (ids below `first_regular_id`) are not chosen, except one where a row holds nothing
+    else; a row with fewer regular tokens than that has all of them predicted.
+
+    With `word_starts` (V,), true for tokens that begin a word, whole words are chosen (the BERT repository's release of
+    May 31st, 2019): in random order, each that still fits into the number above; one where none fits. So there may be
+    fewer tokens to predict, and more only where a single word is longer. A word goes on until the next start, special
+    token or end of the row; what a row begins with is a word too. Within a word the three-way draw is still per token.
+    """
+
+    corruption_rate: float
+    mask_id: int
+    pad_id: int
+    first_regular_id: int
+    vocab_size: int
+    word_starts: Truth | None
+
+    def __call__(self, tokens_BL: Ids, rng: np.random.Generator) -> tuple[Ids, Ids]:
+        """Ids (B, L) → source (B, L), target (B, L): the token where it is to be predicted, pad_id elsewhere."""
+        special_BL = tokens_BL < self.first_regular_id
+        starts_BL = np.ones_like(special_BL)
+        if self.word_starts is not None:
+            starts_BL[:, 1:] = self.word_starts[tokens_BL[:, 1:]] | special_BL[:, 1:] | special_BL[:, :-1]
+        budget = max(1, round(tokens_BL.shape[1] * self.corruption_rate))
+        chosen_BL = choose_words(rng, starts_BL, special_BL, budget)
+        random_BL = rng.integers(self.first_regular_id, self.vocab_size, tokens_BL.shape)
+        draw_BL = rng.random(tokens_BL.shape)
+        changed_BL = np.where(draw_BL < 0.8, self.mask_id, np.where(draw_BL < 0.9, random_BL, tokens_BL))
+        return np.where(chosen_BL, changed_BL, tokens_BL), np.where(chosen_BL, tokens_BL, self.pad_id)
 
 
 @dataclass(frozen=True)
@@ -26,9 +112,9 @@ class SpanCorruption:
     eos_id: int
 
     def spans_and_noise(self, length: int) -> tuple[int, int]:
-        """(spans, hidden tokens) in a row of `length` tokens: at least one of each, and one token left to see."""
-        noise = min(max(round(length * self.corruption_rate), 1), length - 1)
-        spans = min(max(round(noise / self.mean_span_length), 1), noise, length - noise)
+        """(spans, hidden tokens) in a row: at least one of each, one token left to see where there are two or more."""
+        noise = hidden_tokens(length, self.corruption_rate)
+        spans = min(max(round(noise / self.mean_span_length), 1), noise, max(length - noise, 1))
         if spans > self.sentinels:
             raise PipelineError(
                 f"pretrain.sequence_length {length} at corruption_rate {self.corruption_rate} and mean_span_length "
@@ -38,17 +124,18 @@ class SpanCorruption:
         return spans, noise
 
     def __call__(self, tokens_BL: Ids, rng: np.random.Generator) -> tuple[Ids, Ids]:
-        """Ids (B, L ≥ 2) → source (B, L - noise + spans + 1), target (B, noise + spans + 1), both ending in </s>."""
+        """Ids (B, L) → source (B, L - noise + spans + 1), target (B, noise + spans + 1), both ending in </s>."""
         rows, length = tokens_BL.shape
         spans, noise = self.spans_and_noise(length)
         # Seen and hidden stretches alternate, as in T5: a row's first token is never hidden, its last always.
         lengths = np.stack(
-            [_random_parts(rng, rows, length - noise, spans), _random_parts(rng, rows, noise, spans)], axis=2
+            [random_parts(rng, rows, length - noise, spans), random_parts(rng, rows, noise, spans)], axis=2
         ).reshape(rows, 2 * spans)
-        ends = np.cumsum(lengths, axis=1)
-        stretch_BL = (np.arange(length)[None, :, None] >= ends[:, None, :]).sum(axis=2)
+        begins_BL = np.zeros_like(tokens_BL)
+        np.put_along_axis(begins_BL, np.cumsum(lengths, axis=1)[:, :-1], 1, axis=1)
+        stretch_BL = np.cumsum(begins_BL, axis=1)
         hidden_BL = stretch_BL % 2 == 1
-        starts_BL = hidden_BL & ~np.pad(hidden_BL, ((0, 0), (1, 0)))[:, :-1]
+        starts_BL = hidden_BL & (begins_BL == 1)
         sentinel_BL = self.first_sentinel + stretch_BL // 2
 
         source = np.where(starts_BL, sentinel_BL, tokens_BL)[~hidden_BL | starts_BL].reshape(rows, -1)
@@ -59,10 +146,108 @@ class SpanCorruption:
         return np.concatenate([source, eos_B1], axis=1), np.concatenate([target, eos_B1], axis=1)
 
 
-def _random_parts(rng: np.random.Generator, rows: int, total: int, parts: int) -> Ids:
-    """(rows, parts): in each row `total` cut into `parts` positive integers, every such cut equally likely."""
-    keys = rng.random((rows, total - 1))  # the cuts are where the smallest keys are
-    cuts = np.argpartition(keys, parts - 1, axis=1)[:, : parts - 1] if parts < total else np.argsort(keys, axis=1)
-    cuts = np.sort(cuts, axis=1)
-    edges = np.concatenate([np.zeros((rows, 1), np.int64), cuts + 1, np.full((rows, 1), total)], axis=1)
-    return np.diff(edges, axis=1)
+@dataclass(frozen=True, eq=False)
+class Denoising:
+    """BART's objective (Lewis et al. 2020, arXiv:1910.13461, section 2.2): sentence permutation, then text infilling.
+
+    Sentences end in a token for which `sentence_ends` (V,) is true, or in </s>; all sentences of a row change places,
+    across documents too. Then spans are each replaced by one <mask>, and a <mask> put in where a span has length 0. A
+    row's number of hidden tokens is fixed by its length; the lengths of spans are Poisson(mean_span_length), cut at
+    that number (`poisson_spans` says what this changes). Every order of the spans and the tokens left to see is equally
+    likely, so two spans may touch, and a token nearer to an end of the row than spans are long is hidden less often (as
+    in the paper's code at the beginning). The paper has mean_span_length 3, its large model corruption_rate 0.3
+    (section 5.1).
+    """
+
+    corruption_rate: float
+    mean_span_length: float
+    mask_id: int
+    pad_id: int
+    eos_id: int
+    sentence_ends: Truth
+
+    def __call__(self, tokens_BL: Ids, rng: np.random.Generator) -> tuple[Ids, Ids]:
+        """Ids (B, L) → source (B, S ≤ L + 1), corrupted, and target (B, L + 1), the row, both ending in </s>."""
+        ends_BL = self.sentence_ends[tokens_BL] | (tokens_BL == self.eos_id)
+        source = self._infilled(shuffle_sentences(rng, tokens_BL, ends_BL), rng)
+        return source, np.pad(tokens_BL, ((0, 0), (0, 1)), constant_values=self.eos_id)
+
+    def _infilled(self, tokens_BL: Ids, rng: np.random.Generator) -> Ids:
+        rows, length = tokens_BL.shape
+        hidden = hidden_tokens(length, self.corruption_rate)
+        seen = length - hidden
+        lengths, spans_B1 = poisson_spans(rng, rows, hidden, self.mean_span_length)
+        # Each seen token and each span is an item; items are put into random order, then say what they cover.
+        size_BL = np.concatenate([np.ones((rows, seen), np.int64), lengths], axis=1)
+        items_B1 = seen + spans_B1
+        keys_BL = np.where(np.arange(length) < items_B1, rng.random((rows, length)), 1.0)  # 1: no item, so at the end
+        order_BL = np.argsort(keys_BL, axis=1)
+        size_BL = np.take_along_axis(size_BL, order_BL, axis=1)
+        covered_BL = np.minimum(np.cumsum(size_BL, axis=1) - size_BL, length - 1)
+        shown_BL = np.where(order_BL < seen, np.take_along_axis(tokens_BL, covered_BL, axis=1), self.mask_id)
+        place = np.arange(int(items_B1.max()) + 1)
+        shown_BS = np.pad(shown_BL, ((0, 0), (0, 1)))[:, : len(place)]
+        return np.where(place < items_B1, shown_BS, np.where(place == items_B1, self.eos_id, self.pad_id))
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Several objectives, each batch made by one of them, drawn by weight.
+
+    The idea is UL2's (Tay et al. 2022, arXiv:2205.05131, section 3.1, "Mixture of Denoisers"), which however mixes
+    examples within a batch and tells the model by a token which objective made each.
+    """
+
+    parts: tuple[tuple[Objective, float], ...]
+
+    def __post_init__(self) -> None:
+        if not self.parts or not all(0 < weight < math.inf for _, weight in self.parts):
+            raise PipelineError("pretrain.objective: a mixture needs objectives, each with a weight above 0")
+
+    def __call__(self, tokens_BL: Ids, rng: np.random.Generator) -> tuple[Ids, Ids]:
+        """Ids (B, L) → what the drawn objective makes of them."""
+        weights = np.array([weight for _, weight in self.parts])
+        objective, _ = self.parts[int(rng.choice(len(weights), p=weights / weights.sum()))]
+        return objective(tokens_BL, rng)
+
+
+def make_objective(
+    names: Mapping[str, float],
+    *,
+    corruption_rate: float,
+    mean_span_length: float,
+    whole_words: bool,
+    tokenizer: Tokenizer,
+) -> Objective:
+    """The objective of that name, or the mixture of several by their weights. Raises PipelineError."""
+    unknown = sorted(set(names) - set(OBJECTIVES))
+    if unknown:
+        raise PipelineError(f"pretrain.objective: {', '.join(unknown)} unknown; there are {', '.join(OBJECTIVES)}")
+    parts = tuple(
+        (_make_one(name, corruption_rate, mean_span_length, whole_words, tokenizer), weight)
+        for name, weight in names.items()
+    )
+    mixture = Mixture(parts)
+    return parts[0][0] if len(parts) == 1 else mixture
+
+
+def _make_one(name: str, rate: float, mean: float, whole_words: bool, tokenizer: Tokenizer) -> Objective:
+    def token(text: str) -> int:
+        return special_id(tokenizer, text)
+
+    match name:
+        case "causal_lm":
+            return CausalLM()
+        case "prefix_lm":
+            return PrefixLM()
+        case "masked_lm":
+            starts = word_starts(tokenizer) if whole_words else None
+            entries = tokenizer.get_vocab_size()
+            return MaskedLM(rate, token("<mask>"), token("<pad>"), special_count(tokenizer), entries, starts)
+        case "span_corruption":
+            first = token("<extra_id_0>")
+            sentinels = next(n for n in count() if tokenizer.token_to_id(f"<extra_id_{n}>") != first + n)
+            return SpanCorruption(rate, mean, first, sentinels, token("</s>"))
+        case _:
+            ends = sentence_ends(tokenizer)
+            return Denoising(rate, mean, token("<mask>"), token("<pad>"), token("</s>"), ends)

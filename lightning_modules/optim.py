@@ -20,10 +20,9 @@ def learning_rate_share(schedule: str, step: int, warmup: int, steps: int) -> fl
 
 
 def adamw(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW (arXiv:1711.05101) with β = (0.9, 0.98); norms, biases and embeddings do not decay."""
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        (kept if parameter.ndim < 2 or "embedding" in name else decayed).append(parameter)
+    """AdamW (arXiv:1711.05101) with β = (0.9, 0.98); only what multiplies decays: no norm, bias or table of vectors."""
+    decayed = [module.weight for module in model.modules() if isinstance(module, nn.Linear | nn.Conv1d)]
+    matrices = {id(weight) for weight in decayed}
+    kept = [parameter for parameter in model.parameters() if id(parameter) not in matrices]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), eps=1e-9, fused=True)

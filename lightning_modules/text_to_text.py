@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-
-from lightning_modules.batching import pad
-from lightning_modules.decoding import greedy
+from lightning_modules.batching import pad, source_tensors
+from lightning_modules.decoding import best_spans, greedy
 from lightning_modules.errors import PipelineError
 from lightning_modules.model_folder import load_model, load_tokenizer, read_config
+from lightning_modules.transformer.heads import SpanReader
+from lightning_modules.transformer.model import Encoder
 
 
 class TextToText:
@@ -20,7 +20,10 @@ class TextToText:
         if not limits:
             raise PipelineError(f"{folder} holds no fine-tuned model: fine-tune it for a task first")
         self.max_source, self.max_target = limits["max_source_tokens"], limits["max_target_tokens"]
-        self.model = load_model(folder).to(device).eval()
+        model = load_model(folder)
+        if isinstance(model, Encoder):
+            raise PipelineError(f"{folder} holds an encoder that was not fine-tuned: it answers nothing yet")
+        self.model = model.to(device).eval()
         self.tokenizer = load_tokenizer(folder)
         self.device = device
 
@@ -37,16 +40,24 @@ class TextToText:
         Sources are decoded in batches of similar length; one longer than the model was trained for is cut.
         """
         eos = self.model.config.eos_id
-        sources = [[*e.ids[: self.max_source - 1], eos] for e in self.tokenizer.encode_batch_fast(list(texts))]
+        encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        sources = [[*encoding.ids[: self.max_source - 1], eos] for encoding in encodings]
         order = sorted(range(len(sources)), key=lambda i: len(sources[i]), reverse=True)
         outputs = [""] * len(sources)
         while order:
             count = max(1, batch_tokens // len(sources[order[0]]))
             batch, order = order[:count], order[count:]
-            source_BS = torch.from_numpy(pad([sources[i] for i in batch], self.model.config.pad_id)).to(self.device)
-            real_BS = source_BS != self.model.config.pad_id
-            ids = greedy(self.model, source_BS, real_BS[:, None, None, :], self.max_target)
+            ids = self._answer([sources[i] for i in batch])
             for i, text in zip(batch, self.tokenizer.decode_batch(ids), strict=True):
                 outputs[i] = text.strip()
             done(len(batch))
         return outputs
+
+    def _answer(self, sources: Sequence[Sequence[int]]) -> list[list[int]]:
+        config = self.model.config
+        ids_BS = pad(sources, config.pad_id)
+        source_BS, real_BS = source_tensors(ids_BS, config.pad_id, pad_left=config.architecture == "decoder")
+        source_BS, real_BS = source_BS.to(self.device), None if real_BS is None else real_BS.to(self.device)
+        if isinstance(self.model, SpanReader):
+            return best_spans(self.model, source_BS, real_BS, self.max_target)
+        return greedy(self.model, source_BS, real_BS, self.max_target)

@@ -1,7 +1,8 @@
 """Scores the pre-trained and the from-scratch model of a task, and a trivial baseline, on the same test records.
 
 Reads data/prepared/TASK/test.parquet and both models; writes reports/tasks/TASK: metrics.json with 95 % intervals,
-predictions.jsonl, curve.csv. Decoding takes the time: about 400 short texts a second on one core at demo size.
+predictions.jsonl, curve.csv, attention.svg. Decoding takes the time: about 400 short texts a second on one core at demo
+size.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from stages.outputs import whole_directory
 from stages.params import Params, load_params
 from stages.tasks import TASKS, Record
 
+MAP_TOKENS = 40  # most tokens on a side of the attention map
 SYSTEMS = {"pretrained": "", "scratch": "-scratch"}  # name of a system → ending of its model's folder
 
 
@@ -57,6 +59,7 @@ def evaluate(params: Params, task: str) -> None:
                     row |= {system: texts[i] for system, texts in answers.items()}
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
             _join_curves(folders, output / "curve.csv")
+            (output / "attention.svg").write_text(_attention(folders["pretrained"], sources, device), encoding="utf-8")
         run.log_metrics(
             {
                 f"{metric}_{system}{'' if key == 'score' else f'_{key}'}": value
@@ -66,8 +69,19 @@ def evaluate(params: Params, task: str) -> None:
             },
             step=0,
         )
-        for name in ("metrics.json", "predictions.jsonl"):
+        for name in ("metrics.json", "predictions.jsonl", "attention.svg"):
             run.log_artifact(Path("reports/tasks") / task / name)
+
+
+def _attention(folder: Path, sources: list[str], device: str) -> str:
+    """A picture of where the model looks while it answers the first source of a size that can be read."""
+    from lightning_modules.attention_maps import attention_map
+    from lightning_modules.text_to_text import TextToText
+    from stages.report_plots import attention_svg
+
+    text = next((source for source in sources if 6 <= len(source.split()) <= MAP_TOKENS // 2), sources[0])
+    shown = attention_map(TextToText.load(folder, device), text, MAP_TOKENS)
+    return attention_svg(shown.looking, shown.seen, shown.weights_HLS)
 
 
 def _test_records(task: str, most: int) -> list[Record]:

@@ -5,17 +5,20 @@ stopped, the same command goes on from the newest checkpoint.
 """
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
-from lightning_modules.datamodule import TextPairs
+import torch
+
+from lightning_modules.datamodule import SpanPairs, TextPairs
 from lightning_modules.errors import PipelineError
-from lightning_modules.model_folder import load_model, load_tokenizer, new_model, read_config, sha256
+from lightning_modules.model_folder import Model, load_model, load_tokenizer, read_config, sha256
 from lightning_modules.text_to_text import TextToText
-from lightning_modules.transformer.config import TransformerConfig
-from lightning_modules.transformer.model import EncoderDecoder
+from lightning_modules.transformer.heads import SpanReader
+from lightning_modules.transformer.model import Encoder
 from stages.console import run_stage, stage_parser
 from stages.params import Params, load_params
-from stages.training import Job, recipe, run_training
+from stages.training import Job, first_model, recipe, run_training
 
 TOKENIZER, PRETRAINED = Path("data/tokenizer"), Path("models/pretrained")
 
@@ -27,26 +30,19 @@ def finetune(params: Params, task: str, from_scratch: bool) -> None:
     section, own, seed = params.finetune, params.tasks[task], params.seed
     tokens, output = Path("data/tokens") / task, Path("models") / (f"{task}-scratch" if from_scratch else task)
     tokenizer_file = TOKENIZER / "tokenizer.json"
-    model = _scratch_model(params) if from_scratch else _pretrained_model(params, tokenizer_file)
+    model = _first_model(params) if from_scratch else _pretrained_model(params, tokenizer_file)
+    if isinstance(model, Encoder):
+        torch.manual_seed(seed)  # of the new weights, the same for both
+        model = SpanReader(model)
+    pairs = SpanPairs if isinstance(model, SpanReader) else TextPairs
     train, validation = (
-        TextPairs(
-            tokens / split,
-            section.batch_tokens,
-            own.max_source_tokens,
-            own.max_target_tokens,
-            model.config.pad_id,
-            model.config.eos_id,
-            seed,
-        )
+        pairs(tokens / split, model.config, section.batch_tokens, own.max_source_tokens, own.max_target_tokens, seed)
         for split in ("train", "validation")
     )
-    if any(train.cut.values()):
-        print(
-            f"{task}: cut {train.cut['source']} sources and {train.cut['target']} targets that are too long", flush=True
-        )
+    _tell(task, train)
     settings = {"seed": seed, "finetune": section.model_dump(), "task": own.model_dump()}
     if from_scratch:
-        settings["model"] = params.model.model_dump()
+        settings["model"] = asdict(model.config)
     job = Job(
         name=f"{'scratch' if from_scratch else 'finetune'}@{task}",
         output=output,
@@ -72,12 +68,24 @@ def finetune(params: Params, task: str, from_scratch: bool) -> None:
     run_training(job, model, train, validation, sample)
 
 
-def _scratch_model(params: Params) -> EncoderDecoder:
-    shape = params.model.model_dump() | {"dropout": params.finetune.dropout}
-    return new_model(TransformerConfig(vocab_size=load_tokenizer(TOKENIZER).get_vocab_size(), **shape), params.seed)
+def _tell(task: str, train: TextPairs) -> None:
+    if any(train.cut.values()):
+        print(
+            f"{task}: cut {train.cut['source']} sources and {train.cut['target']} targets that are too long", flush=True
+        )
+    if isinstance(train, SpanPairs) and train.missing:
+        print(
+            f"{task}: left out {train.missing} pairs whose answer does not stand in the source, or was cut", flush=True
+        )
 
 
-def _pretrained_model(params: Params, tokenizer_file: Path) -> EncoderDecoder:
+def _first_model(params: Params) -> Model:
+    tokenizer = load_tokenizer(TOKENIZER)
+    config = params.model.config(vocab_size=tokenizer.get_vocab_size(), dropout=params.finetune.dropout)
+    return first_model(params, tokenizer, config)
+
+
+def _pretrained_model(params: Params, tokenizer_file: Path) -> Model:
     if read_config(PRETRAINED)["tokenizer_sha256"] != sha256(tokenizer_file):
         raise PipelineError(f"{PRETRAINED} was trained with another tokenizer than {tokenizer_file}: rerun pretrain")
     return load_model(PRETRAINED, dropout=params.finetune.dropout)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from lightning_modules.transformer.config import OBJECTIVES, TransformerConfig
 from stages.console import run_stage, stage_parser
 from stages.params_data import PRETRAINING, PRETRAINING_FIELDS, Entry, Table
 from stages.params_file import Location, read_params_file
@@ -28,24 +29,52 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
         params = Params.model_validate(file.values)
     except ValidationError as error:
         raise file.schema_error(error, Params) from None
-    for check in (_shape_problems, _length_problems, _share_problems, _source_problems, _purpose_problems):
-        for location, problem in check(params):
+    try:
+        config = params.model.config(vocab_size=params.tokenizer.vocab_size)
+    except ValueError as error:
+        field, _, problem = str(error).partition(": ")
+        raise file.error(("model", field), problem) from None
+    for check in (_architecture_problems, _length_problems, _share_problems, _source_problems, _purpose_problems):
+        for location, problem in check(params, config):
             raise file.error(location, problem)
     return params
 
 
-def _shape_problems(params: Params) -> Iterator[Problem]:
-    model = params.model
-    if model.d_model % model.heads:
-        yield ("model", "heads"), f"{model.heads} does not divide model.d_model, {model.d_model}"
+def _architecture_problems(params: Params, config: TransformerConfig) -> Iterator[Problem]:
+    """What the architecture can neither learn nor do."""
+    architecture = config.architecture
+    for name in params.pretrain.objective if params.pretrain.steps else ():
+        if architecture not in OBJECTIVES[name]:
+            fitting = [other for other, fits in OBJECTIVES.items() if architecture in fits]
+            problem = f"{name} is not for model.architecture {architecture}, which learns {', '.join(fitting)}"
+            yield ("pretrain", "objective"), problem
+        if name == "prefix_lm" and architecture == "decoder" and not config.bidirectional_prefix:
+            problem = (
+                "prefix_lm reads the prefix in both directions: add bidirectional_prefix: true to the section model"
+            )
+            yield ("pretrain", "objective"), problem
+    for name in params.tasks:
+        if architecture == "encoder" and name in TASKS and not TASKS[name].answer_in_source:
+            problem = (
+                "model.architecture encoder writes no text, it points at answers in its source: remove this task, "
+                f"here and from data, or take another architecture{_able(params)}"
+            )
+            yield ("tasks", name), problem
 
 
-def _length_problems(params: Params) -> Iterator[Problem]:
-    longest = params.model.max_length
+def _able(params: Params) -> str:
+    able = [name for name, task in TASKS.items() if task.answer_in_source and name in params.tasks]
+    return f" (it can do {', '.join(able)})" if able else ""
+
+
+def _length_problems(params: Params, config: TransformerConfig) -> Iterator[Problem]:
+    longest = config.max_length
     pretrain, finetune = params.pretrain, params.finetune
     if pretrain.sequence_length > longest:
         yield ("pretrain", "sequence_length"), f"{pretrain.sequence_length} exceeds model.max_length, {longest}"
-    if pretrain.warmup_steps > pretrain.steps:
+    if not pretrain.steps and params.model.start_from is None:
+        yield ("pretrain", "steps"), "0 is for a model that was trained before (model.start_from)"
+    if 0 < pretrain.steps < pretrain.warmup_steps:
         yield ("pretrain", "warmup_steps"), f"{pretrain.warmup_steps} exceeds pretrain.steps, {pretrain.steps}"
     for name, task in params.tasks.items():
         if finetune.warmup_steps > task.steps:
@@ -54,12 +83,15 @@ def _length_problems(params: Params) -> Iterator[Problem]:
             if getattr(task, side) > longest:
                 yield ("tasks", name, side), f"{getattr(task, side)} exceeds model.max_length, {longest}"
         pair = task.max_source_tokens + task.max_target_tokens
+        if config.architecture == "decoder" and pair > longest:
+            problem = f"with max_target_tokens a decoder's sequence has {pair} tokens, model.max_length is {longest}"
+            yield ("tasks", name, "max_source_tokens"), problem
         if pair > finetune.batch_tokens:
             problem = f"{finetune.batch_tokens} cannot hold one pair of tasks.{name}, which may have {pair} tokens"
             yield ("finetune", "batch_tokens"), problem
 
 
-def _share_problems(params: Params) -> Iterator[Problem]:
+def _share_problems(params: Params, _: TransformerConfig) -> Iterator[Problem]:
     prepare = params.prepare
     if prepare.validation_share + prepare.test_share >= 1:
         yield (
@@ -71,7 +103,7 @@ def _share_problems(params: Params) -> Iterator[Problem]:
         yield ("prepare", "max_characters"), problem
 
 
-def _source_problems(params: Params) -> Iterator[Problem]:
+def _source_problems(params: Params, _: TransformerConfig) -> Iterator[Problem]:
     remote, local = params.sources.remote, params.sources.local
     for name in remote.keys() & local.keys():
         yield ("sources", "local", name), "there is a source of this name in sources.remote already: rename one"
@@ -85,7 +117,7 @@ def _source_problems(params: Params) -> Iterator[Problem]:
                 )
 
 
-def _purpose_problems(params: Params) -> Iterator[Problem]:
+def _purpose_problems(params: Params, _: TransformerConfig) -> Iterator[Problem]:
     for name in params.tasks:
         if name not in TASKS:
             yield ("tasks", name), f"unknown task; stages/tasks.py knows {', '.join(TASKS)}{_hint(name, list(TASKS))}"

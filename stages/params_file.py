@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from types import NoneType
 from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -131,7 +132,7 @@ def _problem(detail: ErrorDetails, schema: type[BaseModel]) -> str:
 def _keys_beside(schema: Any, location: Location) -> list[str]:
     """The keys that `schema` knows in the section that the last part of `location` stands in."""
     for part in location[:-1]:
-        schema = schema.__origin__ if get_origin(schema) is Annotated else schema
+        schema = _bare(schema)
         if isinstance(schema, type) and issubclass(schema, BaseModel):
             schema = next(
                 field.annotation for name, field in schema.model_fields.items() if part in (name, field.alias)
@@ -140,7 +141,14 @@ def _keys_beside(schema: Any, location: Location) -> list[str]:
             schema = get_args(schema)[-1]
         else:  # a union of sections, told apart by the value of one key
             schema = next(member for member in get_args(schema) if part in _tags(member))
-    return [field.alias or name for name, field in schema.model_fields.items()]
+    return [field.alias or name for name, field in _bare(schema).model_fields.items()]
+
+
+def _bare(schema: Any) -> Any:
+    """A type without its annotations, and without the None that may stand in its place."""
+    schema = schema.__origin__ if get_origin(schema) is Annotated else schema
+    others = [member for member in get_args(schema) if member is not NoneType]
+    return others[0] if NoneType in get_args(schema) and len(others) == 1 else schema
 
 
 def _tags(section: type[BaseModel]) -> Iterable[Any]:

@@ -4,10 +4,16 @@ What a key means stands once, in its comment in params.yaml. A new key is one at
 `stages.params` reads the file into these classes. Import costs about 0.1 s.
 """
 
-from typing import Annotated, Any, Literal
+import json
+from dataclasses import fields, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator
+from pydantic import AfterValidator, Field, PlainValidator, create_model
 
+from lightning_modules.transformer.config import OBJECTIVES, TransformerConfig
+from lightning_modules.transformer.presets import PRESETS, preset
 from stages.params_data import Entry, Section, Sources, Text
 
 
@@ -15,6 +21,27 @@ def _auto_or_count(value: Any) -> int | str:
     if value == "auto" or (type(value) is int and value >= 1):
         return value  # type: ignore[no-any-return]
     raise ValueError("must be auto or a whole number, at least 1")
+
+
+def _objective(value: Any) -> dict[str, float]:
+    """An objective's name, or a mixture {name: weight} → weights by name."""
+    weights = {value: 1.0} if isinstance(value, str) else value
+    if not isinstance(weights, dict) or not weights:
+        raise ValueError("must be the name of an objective, or a mixture {name: weight, …}")
+    for name, weight in weights.items():
+        if name not in OBJECTIVES:
+            raise ValueError(f"{name!r} is no objective; known are {', '.join(OBJECTIVES)}")
+        if type(weight) not in (int, float) or not 0 < weight < float("inf"):
+            raise ValueError(f"the weight of {name} must be a number above 0")
+    return {name: float(weight) for name, weight in weights.items()}
+
+
+def _preset(value: str) -> str:
+    if value not in PRESETS:
+        nearest = get_close_matches(value, PRESETS, n=1)
+        advice = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(PRESETS)}"
+        raise ValueError(f"which is no preset; {advice}")
+    return value
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -36,24 +63,66 @@ class Prepare(Section):
 
 
 class Tokenizer(Section):
-    """The subword vocabulary."""
+    """The vocabulary."""
 
-    kind: Literal["bpe"]
+    kind: Literal["byte_bpe", "bpe", "unigram", "wordpiece", "word", "character"]
     vocab_size: Annotated[int, Field(ge=512, lt=2**31)]
 
 
-class Model(Section):
-    """The network's shape."""
+class StartFrom(Section):
+    """A model folder whose shape, weights and tokenizer the pipeline goes on from; the hash is of its weights."""
 
-    architecture: Literal["encoder_decoder"]
-    d_model: Annotated[int, Field(ge=2, multiple_of=2)]
-    heads: Count
-    d_ff: Count
-    encoder_layers: Count
-    decoder_layers: Count
-    dropout: Dropout
-    norm: Literal["pre", "post"]
-    max_length: Count
+    path: Annotated[Path, Field(strict=False)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+    def config(self) -> TransformerConfig:
+        """The shape of the model there. Raises ValueError where there is none."""
+        try:
+            return TransformerConfig(**json.loads((self.path / "config.json").read_text())["transformer"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            advice = "python -m lightning_modules.interop.huggingface import makes one"
+            raise ValueError(f"start_from: {self.path} is no model folder ({error}): {advice}") from error
+
+
+class ModelSection(Section):
+    """The network's shape: a preset, and other values for any of its fields but those that the tokenizer decides.
+
+    Or a model to start from, which has them all.
+    """
+
+    preset: Annotated[str, AfterValidator(_preset)] | None
+    start_from: StartFrom | None
+
+    def config(self, vocab_size: int, **fixed: Any) -> TransformerConfig:
+        """The configuration, `fixed` fields set. Raises ValueError, the field's name first, for a contradiction.
+
+        A model to start from may have more entries than its tokenizer; it keeps its own `vocab_size`.
+        """
+        own = self.model_dump(exclude_unset=True, exclude={"preset", "start_from"})
+        if self.start_from is not None:
+            for name in ("preset", *own):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name}: model.start_from decides it: {_ABSENT.get(name, 'remove it')}")
+            return replace(self.start_from.config(), **fixed)
+        if self.preset is None:
+            raise ValueError(f"preset: name one ({', '.join(PRESETS)}), or give a model in start_from")
+        return preset(self.preset, vocab_size=vocab_size, **(own | fixed))
+
+
+_ABSENT = {"preset": "set it to null"}
+
+
+_OF_THE_TOKENIZER = ("vocab_size", "pad_id", "bos_id", "eos_id")
+if TYPE_CHECKING:
+    Model = ModelSection
+else:  # the fields stand once, in TransformerConfig
+    Model = create_model(
+        "Model",
+        __base__=ModelSection,
+        **{
+            field.name: (field.type, None) for field in fields(TransformerConfig) if field.name not in _OF_THE_TOKENIZER
+        },
+    )
 
 
 class Training(Section):
@@ -77,12 +146,13 @@ class Training(Section):
 class Pretrain(Training):
     """Learning from unlabelled text."""
 
-    objective: Literal["span_corruption"]
+    objective: Annotated[dict[str, float], PlainValidator(_objective)]
     corruption_rate: Annotated[float, Field(gt=0, lt=1)]
     mean_span_length: Annotated[float, Field(ge=1)]
+    whole_words: bool
     sequence_length: Annotated[int, Field(ge=8)]
     batch_size: Count
-    steps: Count
+    steps: CountOrZero
     learning_rate: Positive
     validation_batches: Count
 

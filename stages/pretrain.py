@@ -5,37 +5,55 @@ from the newest checkpoint.
 """
 
 import argparse
+import json
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+import torch
+
+from lightning_modules.batching import Batch
 from lightning_modules.datamodule import TextRows
 from lightning_modules.decoding import greedy
-from lightning_modules.model_folder import load_tokenizer, new_model, special_id
-from lightning_modules.objectives import SpanCorruption
+from lightning_modules.errors import PipelineError
+from lightning_modules.model_folder import Model, load_model, load_tokenizer, save_model
+from lightning_modules.objectives import Denoising, Mixture, Objective, make_objective
 from lightning_modules.token_store import TokenStore
 from lightning_modules.transformer.config import TransformerConfig
+from lightning_modules.transformer.heads import SpanReader
+from lightning_modules.transformer.model import Decoder, Encoder, EncoderDecoder, count_parameters
 from stages.console import run_stage, stage_parser
+from stages.outputs import whole_directory
 from stages.params import Params, load_params
-from stages.training import Job, recipe, run_training
+from stages.params_schema import StartFrom
+from stages.start import checked_folder
+from stages.training import Job, first_model, recipe, run_training, write_curve
 
 TOKENS, TOKENIZER, OUTPUT = Path("data/tokens/pretraining"), Path("data/tokenizer"), Path("models/pretrained")
-SENTINELS = 64
+SAMPLES = 4
 
 
 def pretrain(params: Params) -> None:
     """Trains `models/pretrained` as `params` say. Raises PipelineError, or Interrupted after saving a checkpoint."""
     section, seed = params.pretrain, params.seed
     tokenizer = load_tokenizer(TOKENIZER)
-    model = new_model(model_config(params, tokenizer.get_vocab_size()), seed)
-    objective = SpanCorruption(
-        section.corruption_rate,
-        section.mean_span_length,
-        special_id(tokenizer, "<extra_id_0>"),
-        SENTINELS,
-        model.config.eos_id,
+    config = params.model.config(vocab_size=tokenizer.get_vocab_size())
+    start = params.model.start_from
+    if start is not None and not section.steps:
+        _take_over(start)
+        return
+    model = first_model(params, tokenizer, config) if start is None else _started_model(start, config.dropout)
+    objective = make_objective(
+        section.objective,
+        corruption_rate=section.corruption_rate,
+        mean_span_length=section.mean_span_length,
+        whole_words=section.whole_words,
+        tokenizer=tokenizer,
     )
     train, validation = (
         TextRows(
             TokenStore(TOKENS / split),
+            config,
             objective,
             section.sequence_length,
             section.batch_size,
@@ -44,12 +62,18 @@ def pretrain(params: Params) -> None:
         )
         for split in ("train", "validation")
     )
+    _check_length(config, objective, section.sequence_length)
     job = Job(
         name="pretrain",
         output=OUTPUT,
         section=section,
         recipe=recipe(section, section.steps, section.learning_rate, label_smoothing=0.0, seed=seed),
-        settings={"seed": seed, "model": params.model.model_dump(), "pretrain": section.model_dump()},
+        settings={
+            "seed": seed,
+            "model": asdict(config),
+            "start_from": start and start.sha256,
+            "pretrain": section.model_dump(),
+        },
         tokens=TOKENS,
         inputs=[TOKENS, TOKENIZER],
         limits={},
@@ -59,10 +83,10 @@ def pretrain(params: Params) -> None:
 
     def sample() -> str:
         batch = next(iter(validation.validation_batches(0, 1)))
-        guesses = greedy(model.cpu(), batch.source_BS[:4], None, batch.target_BT.shape[1])
+        read, hidden, guessed = guesses(model.cpu(), batch)
         lines = []
-        for source, target, guess in zip(batch.source_BS, batch.target_BT, guesses, strict=False):
-            for name, ids in (("read", source.tolist()), ("hidden", target.tolist()), ("guessed", guess)):
+        for row in zip(read, hidden, guessed, strict=True):
+            for name, ids in zip(("read", "hidden", "guessed"), row, strict=True):
                 lines.append(f"{name}: {tokenizer.decode(ids, skip_special_tokens=False)}")
             lines.append("")
         return "\n".join(lines)
@@ -70,9 +94,71 @@ def pretrain(params: Params) -> None:
     run_training(job, model, train, validation, sample)
 
 
-def model_config(params: Params, vocab_size: int) -> TransformerConfig:
-    """The model that `params.model` describes, for a tokenizer of `vocab_size` entries."""
-    return TransformerConfig(vocab_size=vocab_size, **params.model.model_dump())
+def _started_model(start: StartFrom, dropout: float) -> Encoder | Decoder | EncoderDecoder:
+    model = load_model(checked_folder(start), dropout)
+    if isinstance(model, SpanReader):
+        raise PipelineError(f"model.start_from: {start.path} was fine-tuned to point at answers: start from another")
+    return model
+
+
+def _take_over(start: StartFrom) -> None:
+    """Passes a model on as it is: no text is learnt from before the tasks."""
+    from stages.tracking import stage_run
+
+    with stage_run("pretrain", params={"start_from": start.sha256}, inputs=[start.path]) as run:
+        model = _started_model(start, dropout=0.0)
+        with whole_directory(OUTPUT) as folder:
+            save_model(folder, model, TOKENIZER / "tokenizer.json", limits={})
+            training = {"steps": 0, "parameters": count_parameters(model), "mlflow_run_id": run.run_id}
+            (folder / "training.json").write_text(json.dumps(training, indent=2) + "\n")
+            write_curve(folder / "curve.csv", [])
+    print(f"pretrain: {start.path} as it is (pretrain.steps is 0)")
+
+
+def guesses(model: Model, batch: Batch) -> tuple[list[list[int]], list[list[int]], list[list[int]]]:
+    """What the model read, what was hidden from it, and what it guesses, for the first rows of a batch."""
+    source_BS, target_BT, real_BS = (None if part is None else part[:SAMPLES] for part in batch)
+    assert source_BS is not None
+    assert target_BT is not None
+    if isinstance(model, Encoder):
+        with torch.inference_mode():
+            best_BT = model.logits(model(source_BS, real_BS)).argmax(-1)
+        hidden_BT = target_BT != model.config.pad_id
+        return source_BS.tolist(), _only(target_BT, hidden_BT), _only(best_BT, hidden_BT)
+    assert isinstance(model, Decoder | EncoderDecoder)
+    if source_BS.shape[1]:
+        guessed = greedy(model, source_BS, real_BS, target_BT.shape[1])
+        return source_BS.tolist(), target_BT.tolist(), guessed
+    half = target_BT.shape[1] // 2  # nothing but a text: the model goes on from its first half
+    begun_BT = torch.cat([torch.full_like(target_BT[:, :1], model.config.bos_id), target_BT[:, :half]], dim=1)
+    guessed = greedy(model, begun_BT[:, :-1], None, target_BT.shape[1] - half, begun_BT[:, -1:])
+    return begun_BT.tolist(), target_BT[:, half:].tolist(), guessed
+
+
+def _only(ids_BT: torch.Tensor, wanted_BT: torch.Tensor) -> list[list[int]]:
+    return [ids[wanted].tolist() for ids, wanted in zip(ids_BT, wanted_BT, strict=True)]
+
+
+def _check_length(config: TransformerConfig, objective: Objective, length: int) -> None:
+    """Raises PipelineError where learned positions end before sequences made of `length` tokens do."""
+    longest = _longest(objective, length, joined=config.architecture == "decoder")
+    if config.positions == "learned" and longest > config.max_length:
+        raise PipelineError(
+            f"pretrain.sequence_length {length} makes sequences of up to {longest} tokens with pretrain.objective, "
+            f"learned positions end at model.max_length {config.max_length}: shorten the one or lengthen the other"
+        )
+
+
+def _longest(objective: Objective, length: int, joined: bool) -> int:
+    """Tokens on the longer side, or, `joined`, on both."""
+    if isinstance(objective, Mixture):
+        return max(_longest(part, length, joined) for part, _ in objective.parts)
+    if isinstance(objective, Denoising):  # how long its source is falls to chance
+        sides = length + 1, length + 1
+    else:
+        source, target = objective(np.ones((1, length), np.int64), np.random.default_rng(0))
+        sides = source.shape[1], target.shape[1]
+    return sum(sides) if joined else max(sides)
 
 
 def main(arguments: argparse.Namespace) -> None:

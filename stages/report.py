@@ -37,6 +37,7 @@ def gather(root: Path) -> Results:
         curves={"pretraining": _csv(pretraining) if pretraining.exists() else []} | curves,
         prepare=_json(reports / "prepare.json"),
         training={path.parent.name: _json(path) for path in sorted(models.glob("*/training.json"))},
+        attention={task: _text(reports / "tasks" / task / "attention.svg") for task in tasks},
         lineage=_lineage(root),
     )
 
@@ -90,6 +91,13 @@ def _json(path: Path) -> Json:
     except (OSError, ValueError) as error:
         raise PipelineError(f"{path} cannot be read ({error}): run the stage that makes it again") from error
     return content
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise PipelineError(f"{path} cannot be read ({error}): run evaluate again") from error
 
 
 def _json_lines(path: Path) -> list[dict[str, str]]:

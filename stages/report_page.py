@@ -62,6 +62,7 @@ class Results:
     curves: dict[str, list[dict[str, str]]]  # "pretraining" or task → rows of a curve.csv
     prepare: dict[str, Any]  # purpose → source → counts
     training: dict[str, dict[str, Any]]  # folder of models/ → its training.json
+    attention: dict[str, str]  # task → a picture as SVG
     lineage: list[tuple[str, str]]
 
 
@@ -80,6 +81,7 @@ def page(results: Results) -> str:
         _signatures(results.rows),
         *_learning(results),
         *_examples(results),
+        *_attention(results),
         *_data(results),
         *_origins(results),
     ]  # fmt: skip
@@ -155,6 +157,16 @@ def _example(title: str, record: dict[str, str]) -> str:
     items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in parts.items())
     summary = f"<summary>{escape(title)} <span class='soft'>{escape(record['source'][:80])}</span></summary>"
     return f"<details>{summary}<dl>{items}</dl></details>"
+
+
+def _attention(results: Results) -> Iterable[str]:
+    yield "<h2>Attention</h2>"
+    yield _p(
+        "The last layer of each pre-trained and fine-tuned model while it answers one test record: every row is a token"
+        " that looks, every column one that it can look at, the darker the more (the darkest is the head's largest)."
+    )
+    for task, picture in results.attention.items():
+        yield f"<h3>{escape(task.replace('_', ' '))}</h3><div class='wide'>{picture}</div>"
 
 
 def _data(results: Results) -> Iterable[str]:

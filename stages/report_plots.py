@@ -1,4 +1,4 @@
-"""The report's plots as inline SVG: learning curves, scores with their intervals. Costs matplotlib's import, 1 s."""
+"""The plots as SVG: learning curves, scores with their intervals, attention. Costs matplotlib's import, 1 s."""
 
 import io
 from collections.abc import Sequence
@@ -59,7 +59,31 @@ def scores_svg(rows: Sequence[Row]) -> str:
     return _svg(figure)
 
 
-def _figure(height: float) -> "tuple[Figure, Any]":
+def attention_svg(looking: Sequence[str], seen: Sequence[str], weights_hls: Any) -> str:
+    """The weights of each head (H, L, S) as shades: rows are the tokens that look, columns those looked at."""
+    heads, rows, columns = weights_hls.shape
+    across = 2 if columns <= 40 else 1
+    down = -(-heads // across)
+    figure, panels = _figure(down * (0.7 + 7.2 / across * rows / columns), down, across)
+    for head, axes in enumerate(panels.flat):
+        if head >= heads:
+            axes.set_visible(False)
+            continue
+        axes.imshow(weights_hls[head], cmap="Blues", vmin=0, aspect="auto")
+        axes.set_title(f"head {head + 1}", fontsize=9)
+        size = max(3.0, min(8.0, 260 / columns / across))
+        axes.set_xticks(range(columns), [_plain(token) for token in seen], rotation=90, fontsize=size)
+        axes.set_yticks(range(rows), [_plain(token) for token in looking], fontsize=size)
+        axes.tick_params(length=0)
+    return _svg(figure)
+
+
+def _plain(token: str) -> str:
+    """A token as matplotlib is to draw it: a dollar sign begins no formula."""
+    return token.replace("$", r"\$")
+
+
+def _figure(height: float, down: int = 1, across: int = 1) -> "tuple[Figure, Any]":
     import matplotlib as mpl
     from matplotlib.figure import Figure  # without pyplot: no window system, no global state
 
@@ -67,9 +91,10 @@ def _figure(height: float) -> "tuple[Figure, Any]":
     settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "report", "font.family": "sans-serif", "font.size": 10}
     mpl.rcParams.update(settings | ink | {"axes.edgecolor": "#c9cdd3", "axes.axisbelow": True})
     figure = Figure(figsize=(7.2, height), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    panels = figure.subplots(down, across, squeeze=False)
+    for axes in panels.flat:
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, panels if panels.size > 1 else panels[0, 0]
 
 
 def _svg(figure: "Figure") -> str:

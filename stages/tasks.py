@@ -20,6 +20,7 @@ class Task:
     primary: str
     baseline: Callable[[Record], str]  # what a program without learning would answer
     baseline_name: str
+    answer_in_source: bool = False  # the target is a stretch of the source: an encoder can point at it
 
 
 def _first_words(text: str, count: int) -> str:
@@ -53,5 +54,6 @@ TASKS: dict[str, Task] = {
         primary="f1",
         baseline=lambda record: record["context"].split(". ")[0],
         baseline_name="first sentence of the context",
+        answer_in_source=True,
     ),
 }

@@ -17,17 +17,22 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 
 from lightning_modules.callbacks import Checkpoints, StopOnSignal, Telling, newest_checkpoint
 from lightning_modules.datamodule import Batches, TextDataModule
-from lightning_modules.errors import Interrupted
-from lightning_modules.model_folder import save_model, sha256
+from lightning_modules.errors import Interrupted, PipelineError
+from lightning_modules.model_folder import Model, new_model, save_model, sha256
 from lightning_modules.module import Recipe, TransformerModule
 from lightning_modules.token_store import TokenStore
 from lightning_modules.trainer import Hardware, build_trainer
-from lightning_modules.transformer.model import EncoderDecoder, count_parameters
+from lightning_modules.transformer.config import TransformerConfig
+from lightning_modules.transformer.embeddings import CharacterEmbedding
+from lightning_modules.transformer.model import Decoder, Encoder, EncoderDecoder, count_parameters
+from lightning_modules.vocabulary import token_bytes
 from stages.console import progress
 from stages.outputs import whole_directory
+from stages.params import Params
 from stages.params_schema import Training
 
 CHECKPOINTS = Path(".pipeline/checkpoints")
@@ -69,6 +74,19 @@ def recipe(section: Training, steps: int, learning_rate: float, label_smoothing:
     )
 
 
+def first_model(params: Params, tokenizer: Tokenizer, config: TransformerConfig) -> Encoder | Decoder | EncoderDecoder:
+    """A model of that shape with random weights."""
+    if tokenizer.get_vocab_size() > config.vocab_size:
+        raise PipelineError(
+            f"the tokenizer has {tokenizer.get_vocab_size()} entries, the model {config.vocab_size}: they do not "
+            "belong together"
+        )
+    model = new_model(config, params.seed)
+    if isinstance(model.embedding, CharacterEmbedding):
+        model.embedding.spell(token_bytes(tokenizer))
+    return model
+
+
 def _fingerprint(settings: dict[str, Any], inputs: list[Path]) -> str:
     """A short digest of settings and inputs: of each file its name, size and first mebibyte."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
@@ -79,9 +97,7 @@ def _fingerprint(settings: dict[str, Any], inputs: list[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def run_training(
-    job: Job, model: EncoderDecoder, train: Batches, validation: Batches, sample: Callable[[], str]
-) -> None:
+def run_training(job: Job, model: Model, train: Batches, validation: Batches, sample: Callable[[], str]) -> None:
     """Trains `model` and writes its folder; `sample()` describes what the trained model does, for the eye.
 
     Raises Interrupted when asked to stop: a checkpoint is saved and the same command goes on from there.
@@ -117,7 +133,7 @@ def run_training(
         with whole_directory(job.output) as folder:
             save_model(folder, model, job.tokenizer_file, job.limits)
             (folder / "training.json").write_text(json.dumps(training, indent=2) + "\n")
-            _write_curve(folder / "curve.csv", telling.rows)
+            write_curve(folder / "curve.csv", telling.rows)
         model.eval()
         run.log_text(sample(), "samples.txt")
         run.log_artifact(job.output / "curve.csv")
@@ -126,7 +142,7 @@ def run_training(
 
 def _fit(
     job: Job,
-    model: EncoderDecoder,
+    model: Model,
     train: Batches,
     validation: Batches,
     log: Callable[[dict[str, float], int], None] | None,
@@ -162,7 +178,8 @@ def _fit(
     return telling, checkpoints, resumed_from
 
 
-def _write_curve(path: Path, rows: list[dict[str, float]]) -> None:
+def write_curve(path: Path, rows: list[dict[str, float]]) -> None:
+    """A learning curve, a line a row."""
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, CURVE_COLUMNS)
         writer.writeheader()

@@ -3,7 +3,7 @@
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ from tiny import config, hardware, recipe
 from tqdm import tqdm
 
 from lightning_modules.callbacks import Checkpoints, StopOnSignal, Telling, newest_checkpoint
-from lightning_modules.datamodule import Batches, TextDataModule
-from lightning_modules.model_folder import new_model
+from lightning_modules.datamodule import Batches, SpanPairs, TextDataModule
+from lightning_modules.model_folder import Model, new_model
 from lightning_modules.module import TransformerModule
 from lightning_modules.trainer import build_trainer
+from lightning_modules.transformer.heads import SpanReader
+from lightning_modules.transformer.model import Encoder
 
 
 class Killed(Exception):
@@ -50,6 +52,7 @@ class Plan:
     validate_every: int = 3
     patience: int = 0
     learning_rate: float = 5e-3
+    changes: dict[str, Any] = field(default_factory=dict)  # of the model's configuration
 
 
 @dataclass
@@ -69,7 +72,11 @@ class Result:
 
 def train(plan: Plan, folder: Path, *before: pl.Callback, after: tuple[pl.Callback, ...] = ()) -> Result:
     """As stages/training.py does it: from the newest checkpoint, to the end or the first moment that stops it."""
-    model = new_model(config(d_model=16, d_ff=16, encoder_layers=1, decoder_layers=1, dropout=0.1), seed=0)
+    shape = {"d_model": 16, "d_ff": 16, "encoder_layers": 1, "decoder_layers": 1, "dropout": 0.1}
+    model: Model = new_model(config(**shape, **plan.changes), seed=0)
+    if isinstance(plan.split, SpanPairs):
+        assert isinstance(model, Encoder)
+        model = SpanReader(model)
     checkpoints, stop = Checkpoints(folder, plan.save_every, plan.patience), StopOnSignal(folder)
     telling = Telling("test", plan.steps, 1, lambda **_: tqdm(disable=True), None)
     callbacks = [*before, telling, checkpoints, stop, *after]

@@ -22,6 +22,7 @@ STEPS, SAVE_EVERY, VALIDATE_EVERY = 240, 20, 40
 CPU = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": "auto", "threads": 1}
 SETTINGS: dict[str, dict[str, Any]] = {
     "model": {
+        "preset": "small-encoder-decoder",
         "d_model": 32,
         "heads": 4,
         "d_ff": 64,
@@ -32,8 +33,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "norm": "pre",
     },
     "pretrain": {
+        "objective": "span_corruption",
         "corruption_rate": 0.15,
         "mean_span_length": 3.0,
+        "whole_words": False,
         "sequence_length": 32,
         "batch_size": 16,
         "steps": STEPS,
@@ -63,23 +66,25 @@ SETTINGS: dict[str, dict[str, Any]] = {
 TASK = {"steps": STEPS, "learning_rate": 1e-3, "max_source_tokens": 60, "max_target_tokens": 20}
 
 
-def set_params(root: Path, seed: int = 1, **changes: dict[str, Any]) -> None:
-    """Writes params.yaml: the shipped one, made small; `changes` by section, `task` for all tasks."""
+def set_params(root: Path, seed: int = 1, only: str = "", **changes: dict[str, Any]) -> None:
+    """Writes params.yaml: the shipped one, made small; `changes` by section, `task` for all; or `only` one task."""
     yaml = YAML()
     params = yaml.load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
     params["seed"] = seed
     for section, values in SETTINGS.items():
         params[section].update(values | changes.get(section, {}))
-    for name in params["tasks"]:
+    for name in list(params["tasks"]):
         params["tasks"][name].update(TASK | changes.get("task", {}))
+        if only and name != only:
+            del params["tasks"][name], params["data"][name]
     with (root / "params.yaml").open("w", encoding="utf-8") as file:
         yaml.dump(params, file)
 
 
-def workspace(root: Path, **changes: dict[str, Any]) -> Path:
+def workspace(root: Path, only: str = "", **changes: dict[str, Any]) -> Path:
     root.mkdir()
-    write_data(root)
-    set_params(root, **changes)
+    write_data(root, only or "translation")
+    set_params(root, only=only, **changes)
     return root
 
 

@@ -1,15 +1,19 @@
-"""Length batches: every record once, within the budget, enough for every rank, seeded; little padding."""
+"""Length batches: every record once, within the budget, enough for every rank, seeded; little padding.
+
+And rows of ids laid out for each architecture: whole, in order, where it looks for them.
+"""
 
 from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import encoded, sentences
+from tiny import config, encoded, sentences
 
-from lightning_modules.batching import length_batches, pad
+from lightning_modules.batching import length_batches, make_batch, pad, source_tensors
 
 Ids = npt.NDArray[np.int64]
 _lengths = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=120)
@@ -95,3 +99,52 @@ def test_pad_fills_up_at_the_end(pad_id: int) -> None:
     p = pad_id
     assert padded.tolist() == [[3, p, p], [p, p, p], [4, 5, 6], [8, 9, p]]
     assert padded.dtype == np.int64
+
+
+_rows = st.lists(st.lists(st.integers(1, 99), max_size=8), min_size=1, max_size=6)
+
+
+@given(rows=_rows, pad_id=st.sampled_from([0, 100]), pad_left=st.booleans())
+def test_a_source_stays_whole_and_in_order_and_what_is_real_is_told(
+    rows: list[list[int]], pad_id: int, pad_left: bool
+) -> None:
+    given_BS = pad(rows, pad_id)
+    before = given_BS.copy()
+    source_BS, real_BS = source_tensors(given_BS, pad_id, pad_left)
+    assert np.array_equal(given_BS, before), "the ids belong to the caller"
+    assert tuple(source_BS.shape) == given_BS.shape
+    assert (real_BS is None) == (len(set(map(len, rows))) == 1)
+    longest = given_BS.shape[1]
+    for number, row in enumerate(rows):
+        padding = [pad_id] * (longest - len(row))
+        assert source_BS[number].tolist() == (padding + row if pad_left else row + padding)
+        if real_BS is not None:
+            false = [False] * len(padding)
+            assert real_BS[number].tolist() == (false + [True] * len(row) if pad_left else [True] * len(row) + false)
+
+
+@given(pairs=st.lists(st.tuples(*[st.lists(st.integers(1, 99), max_size=6)] * 2), min_size=1, max_size=5))
+def test_padding_is_moved_for_a_decoder_alone_where_source_and_target_meet(
+    pairs: list[tuple[list[int], list[int]]],
+) -> None:
+    source, target = (pad(side, 0) for side in zip(*pairs, strict=True))
+    batches = {
+        name: make_batch(source, target, config(architecture=name))
+        for name in ("encoder", "decoder", "encoder_decoder")
+    }
+    for name, made in batches.items():
+        assert made.target_BT.tolist() == target.tolist()
+        if name != "decoder":
+            assert made.source_BS.tolist() == source.tolist()
+    joined = torch.cat([batches["decoder"].source_BS, batches["decoder"].target_BT], dim=1)
+    for row_L, (read, written) in zip(joined.tolist(), pairs, strict=True):
+        begin = source.shape[1] - len(read)
+        assert row_L[begin : begin + len(read) + len(written)] == read + written
+
+
+def test_every_second_row_of_a_batch_is_a_batch_too() -> None:
+    """The share of a rank is cut out of the whole batch: a view with steps."""
+    source = pad([[1, 2, 3], [4], [5, 6], [7, 8, 9]], 0)
+    share = make_batch(source[1::2], source[1::2], config(architecture="decoder"))
+    assert share.source_BS.tolist() == [[0, 0, 4], [7, 8, 9]]
+    assert share.target_BT.tolist() == [[4, 0, 0], [7, 8, 9]]

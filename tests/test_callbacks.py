@@ -6,6 +6,7 @@ test_training.
 
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytorch_lightning as pl
@@ -39,6 +40,30 @@ def test_killed_at_every_moment_it_ends_as_if_never_killed(name: str, first: boo
         folder, killer = tmp_path / f"killed-{at}", Moments(at, raise_killed)
         with pytest.raises(Killed):
             train(plan, folder, *([killer] if first else []), after=() if first else (killer,))
+        assert_same(train(plan, folder), expected)
+
+
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "a causal decoder": ("causal_lm", {"architecture": "decoder", "positions": "learned"}),
+    "a decoder that denoises": ("denoising", {"architecture": "decoder", "positions": "rotary", "norm_type": "rms"}),
+    "a masked encoder": ("masked_lm", {"architecture": "encoder", "output_transform": True}),
+    "an encoder that points": ("", {"architecture": "encoder", "positions": "relative", "output_transform": True}),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_architectures_killed_now_and_then_end_as_if_never_killed_too(name: str, tmp_path: Path) -> None:
+    objective, changes = OTHERS[name]
+    store = tmp_path / "store"
+    split = rows_split(store, objective=objective, **changes) if objective else pairs_split(store, **changes)
+    plan = Plan(split, **PLANS["rows"], changes=changes)
+    expected = train(plan, tmp_path / "whole", Moments())
+    assert expected.curve[-1]["validation_loss"] < expected.curve[0]["train_loss"]
+    for at in range(7, expected.moments + 1, 6):
+        folder = tmp_path / f"killed-{at}"
+        with pytest.raises(Killed):
+            train(plan, folder, Moments(at, raise_killed))
+        assert newest_checkpoint(folder) is not None
         assert_same(train(plan, folder), expected)
 
 

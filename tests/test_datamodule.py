@@ -6,20 +6,28 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import EOS, FIRST_SENTINEL, encoded, equal, rows_of, sentences, write_store
+from tiny import EOS, FIRST_SENTINEL, config, encoded, equal, rows_of, sentences, write_store
 
 from lightning_modules import datamodule
-from lightning_modules.batching import length_batches
-from lightning_modules.datamodule import Batch, TextDataModule, TextPairs, TextRows
+from lightning_modules.batching import Batch, length_batches
+from lightning_modules.datamodule import TextDataModule, TextPairs, TextRows
 from lightning_modules.errors import PipelineError
-from lightning_modules.objectives import SpanCorruption
+from lightning_modules.objectives import CausalLM, Objective, SpanCorruption
 
 LENGTH, ROWS = 32, 8
 
 
-def text_rows(folder: Path, documents: list[list[int]], rows: int = ROWS, seed: int = 1, most: int = 4) -> TextRows:
-    objective = SpanCorruption(0.2, 2.0, FIRST_SENTINEL, 64, EOS)
-    return TextRows(write_store(folder, documents), objective, LENGTH, rows, most, seed)
+def text_rows(
+    folder: Path,
+    documents: list[list[int]],
+    rows: int = ROWS,
+    seed: int = 1,
+    most: int = 4,
+    objective: Objective | None = None,
+    **changes: Any,
+) -> TextRows:
+    objective = objective or SpanCorruption(0.2, 2.0, FIRST_SENTINEL, 64, EOS)
+    return TextRows(write_store(folder, documents), config(**changes), objective, LENGTH, rows, most, seed)
 
 
 def documents(count: int = 120) -> list[list[int]]:
@@ -104,11 +112,13 @@ def test_too_little_text_is_one_line_that_names_the_keys(tmp_path: Path, texts: 
     assert "\n" not in str(caught.value)
 
 
-def text_pairs(folder: Path, pairs: list[tuple[list[int], list[int]]], **changes: int) -> TextPairs:
+def text_pairs(
+    folder: Path, pairs: list[tuple[list[int], list[int]]], architecture: str = "encoder_decoder", **changes: int
+) -> TextPairs:
     write_store(folder / "source", [source for source, _ in pairs])
     write_store(folder / "target", [target for _, target in pairs])
-    settings = {"batch_tokens": 300, "max_source": 40, "max_target": 20, "pad_id": 0, "eos_id": EOS, "seed": 1}
-    return TextPairs(folder, **(settings | changes))
+    settings = {"batch_tokens": 300, "max_source": 40, "max_target": 20, "seed": 1}
+    return TextPairs(folder, config(architecture=architecture), **(settings | changes))
 
 
 def pairs(count: int = 150) -> list[tuple[list[int], list[int]]]:
@@ -163,17 +173,42 @@ def test_what_is_cut_is_counted(tmp_path: Path) -> None:
     assert text_pairs(tmp_path / "wide", texts, max_source=500, max_target=500).cut == {"source": 0, "target": 0}
 
 
-def test_the_mask_is_true_where_the_source_is_real(tmp_path: Path) -> None:
+def test_what_is_real_of_the_source_is_told(tmp_path: Path) -> None:
     split = text_pairs(tmp_path, pairs())
     batches = list(split.validation_batches(0, 1))
     for batch in batches:
-        real = batch.source_BS != 0
-        if batch.mask_B11S is None:
-            assert bool(real.all())
+        real_BS = batch.source_BS != 0
+        if batch.real_BS is None:
+            assert bool(real_BS.all())
         else:
-            assert torch.equal(batch.mask_B11S, real[:, None, None, :])
-            assert not bool(real.all())
-    assert {batch.mask_B11S is None for batch in batches} == {True, False}
+            assert torch.equal(batch.real_BS, real_BS)
+            assert not bool(real_BS.all())
+    assert {batch.real_BS is None for batch in batches} == {True, False}
+
+
+def test_a_decoders_batches_are_the_others_with_the_sources_padding_first(tmp_path: Path) -> None:
+    texts = pairs()
+    ours = text_pairs(tmp_path, texts, "decoder")
+    other = text_pairs(tmp_path, texts)
+    for number in range(30):
+        one, two = ours.training_batch(number, 0, 1), other.training_batch(number, 0, 1)
+        assert torch.equal(one.target_BT, two.target_BT)
+        assert one.source_BS.shape == two.source_BS.shape
+        for left, right in zip(one.source_BS, two.source_BS, strict=True):
+            assert left[left != 0].tolist() == right[right != 0].tolist()
+            assert left[-1] == EOS
+        if one.real_BS is not None:
+            assert torch.equal(one.real_BS, one.source_BS != 0)
+
+
+def test_a_decoders_rows_of_plain_text_have_an_empty_source(tmp_path: Path) -> None:
+    texts = documents()
+    split = text_rows(tmp_path, texts, objective=CausalLM(), architecture="decoder")
+    batches = [*(split.training_batch(number, 0, 1) for number in range(3)), *split.validation_batches(0, 1)]
+    expected = set(joined_rows(texts))
+    for batch in batches:
+        assert (tuple(batch.source_BS.shape), batch.real_BS) == ((ROWS, 0), None)
+        assert {tuple(row) for row in batch.target_BT.tolist()} <= expected
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
@@ -225,9 +260,9 @@ def test_no_pairs_or_halves_of_pairs_are_one_line(tmp_path: Path) -> None:
     text_pairs(tmp_path / "whole", pairs(5))
     write_store(tmp_path / "whole" / "target", [[70]])
     with pytest.raises(PipelineError, match="halves of pairs"):
-        TextPairs(tmp_path / "whole", 300, 40, 20, 0, EOS, 1)
+        TextPairs(tmp_path / "whole", config(), 300, 40, 20, 1)
     with pytest.raises(PipelineError, match="is not a token store"):
-        TextPairs(tmp_path / "nowhere", 300, 40, 20, 0, EOS, 1)
+        TextPairs(tmp_path / "nowhere", config(), 300, 40, 20, 1)
 
 
 class _Step:

@@ -1,32 +1,62 @@
-"""Greedy decoding: Hugging Face's tokens with the same weights, a plain loop's tokens, whatever shares the batch."""
+"""Greedy decoding: Hugging Face's tokens with the same weights, a plain loop's tokens, whatever shares the batch.
+
+And spans: the best of all there are.
+"""
+
+from itertools import product
+from typing import Any
 
 import pytest
 import torch
-from reference import hugging_face
-from tiny import EOS, encoded, lively, sentences, source_mask
+from tiny import EOS, batch, encoded, lively, reader, sentences
 
-from lightning_modules.batching import pad
-from lightning_modules.decoding import greedy
-from lightning_modules.transformer.model import EncoderDecoder
+from lightning_modules.batching import pad, source_tensors
+from lightning_modules.decoding import best_spans, greedy
+from lightning_modules.interop.huggingface import to_hugging_face
 
 MOST = 20
+DECODER: dict[str, Any] = {"architecture": "decoder"}
+GPT2 = DECODER | {"positions": "learned", "scale_embeddings": False, "activation": "gelu_tanh"}
+LLAMA = DECODER | {
+    "positions": "rotary",
+    "scale_embeddings": False,
+    "activation": "swiglu",
+    "norm_type": "rms",
+    "bias": False,
+    "key_value_heads": 2,
+}
+SHAPES: dict[str, dict[str, Any]] = {
+    "encoder-decoder": {},
+    "encoder-decoder, post-norm": {"norm": "post"},
+    "encoder-decoder, relative": {"positions": "relative"},
+    "decoder, sinusoidal": DECODER,
+    "decoder, learned": DECODER | {"positions": "learned"},
+    "decoder, rotary": DECODER | {"positions": "rotary"},
+    "decoder, alibi": DECODER | {"positions": "alibi"},
+    "decoder, relative": DECODER | {"positions": "relative"},
+    "decoder, window": DECODER | {"positions": "rotary", "window": 8},
+    "decoder, prefix": DECODER | {"bidirectional_prefix": True, "positions": "learned"},
+    "decoder, prefix, relative": DECODER | {"bidirectional_prefix": True, "positions": "relative"},
+    "decoder, like Llama": LLAMA,
+}
 
 
 def sources(count: int) -> list[list[int]]:
     return [[*ids[:60], EOS] for ids in encoded(sentences()[:count])]
 
 
-def batched(texts: list[list[int]], ours: EncoderDecoder, most: int = MOST) -> list[list[int]]:
-    source_BS = torch.from_numpy(pad(texts, 0))
-    return greedy(ours, source_BS, source_mask(source_BS), most)
+def batched(texts: list[list[int]], ours: Any, most: int = MOST, first: int | None = None) -> list[list[int]]:
+    source_BS, real_BS = source_tensors(pad(texts, 0), 0, ours.config.architecture == "decoder")
+    first_B1 = None if first is None else torch.full((len(texts), 1), first)
+    return greedy(ours, source_BS, real_BS, most, first_B1)
 
 
-def one_by_one_without_cache(ours: EncoderDecoder, source: list[int]) -> list[int]:
-    """The definition: the whole target is read again for each token; no batch, no mask, no cache."""
-    written = [ours.config.bos_id]
+def one_by_one_without_cache(ours: Any, source: list[int], most: int = MOST, first: int | None = None) -> list[int]:
+    """The definition: everything is read again for each token; no batch, no mask, no cache."""
+    written = [ours.config.bos_id if first is None else first]
     with torch.no_grad():
-        for _ in range(MOST):
-            hidden = ours(torch.tensor([source]), torch.tensor([written]))
+        for _ in range(most):
+            hidden = ours(torch.tensor([source], dtype=torch.long), torch.tensor([written]))
             token = int(ours.logits(hidden[0, -1]).argmax())
             if token == EOS:
                 break
@@ -34,53 +64,122 @@ def one_by_one_without_cache(ours: EncoderDecoder, source: list[int]) -> list[in
     return written[1:]
 
 
-@pytest.mark.parametrize("norm", ["post", "pre"])
-def test_several_hundred_sentences_come_out_as_from_hugging_face(norm: str) -> None:
-    ours = lively(norm=norm)
-    theirs, texts = hugging_face(ours), sources(400)
+@pytest.mark.parametrize(
+    ("family", "changes"), [("Marian", {"norm": "post"}), ("Pegasus", {}), ("GPT2", GPT2), ("Llama", LLAMA)]
+)
+def test_several_hundred_sentences_come_out_as_from_hugging_face(family: str, changes: dict[str, Any]) -> None:
+    """A decoder's sources stand at the right of the batch, as Hugging Face wants them, too."""
+    ours = lively(**changes)
+    theirs, texts, writes_on = to_hugging_face(ours), sources(400), ours.config.architecture == "decoder"
+    assert type(theirs).__name__.startswith(family)
     lengths = set()
     for start in range(0, len(texts), 50):
         part = texts[start : start + 50]
-        source_BS = torch.from_numpy(pad(part, 0))
+        begun = [[*text, ours.config.bos_id] for text in part] if writes_on else part
+        read_BS, real_BS = source_tensors(pad(begun, 0), 0, writes_on)
         generated = theirs.generate(
-            input_ids=source_BS,
-            attention_mask=(source_BS != 0).long(),
+            input_ids=read_BS,
+            attention_mask=torch.ones_like(read_BS) if real_BS is None else real_BS.long(),
             max_new_tokens=MOST,
             num_beams=1,
             do_sample=False,
+            pad_token_id=0,
+            eos_token_id=EOS,
         )
-        expected = [[*row[1:], EOS][: [*row[1:], EOS].index(EOS)] for row in generated.tolist()]
+        begin = read_BS.shape[1] if writes_on else 1
+        expected = [[*row[begin:], EOS][: [*row[begin:], EOS].index(EOS)] for row in generated.tolist()]
         assert batched(part, ours) == expected
         lengths |= set(map(len, expected))
     assert len(lengths) > 5  # early, late and never: the test has seen them all
     assert {0, MOST} <= lengths
 
 
-@pytest.mark.parametrize("norm", ["post", "pre"])
-def test_it_is_the_plain_loop(norm: str) -> None:
-    ours, texts = lively(norm=norm), sources(60)
-    assert batched(texts, ours) == [one_by_one_without_cache(ours, text) for text in texts]
+@pytest.mark.parametrize("shape", SHAPES)
+def test_it_is_the_plain_loop_for_each_row_alone(shape: str) -> None:
+    ours, texts = lively(**SHAPES[shape]), sources(30)
+    written = batched(texts, ours)
+    assert written == [one_by_one_without_cache(ours, text) for text in texts]
+    assert len({tuple(row) for row in written}) > 10
 
 
-def test_the_company_in_a_batch_changes_nothing() -> None:
-    ours, texts = lively(), sources(60)
+@pytest.mark.parametrize("shape", ["encoder-decoder", "decoder, learned", "decoder, like Llama"])
+def test_the_company_in_a_batch_changes_nothing(shape: str) -> None:
+    ours, texts = lively(**SHAPES[shape]), sources(60)
     together = batched(texts, ours)
+    assert len(set(map(len, together))) > 5  # rows leave the batch at different times
     backwards = list(reversed(batched(list(reversed(texts)), ours)))
     in_sevens = [row for start in range(0, 60, 7) for row in batched(texts[start : start + 7], ours)]
     assert together == backwards == in_sevens
 
 
-def test_no_more_tokens_than_allowed_and_none_beyond_the_positions() -> None:
-    ours, texts = lively(), sources(40)
+@pytest.mark.parametrize("shape", ["encoder-decoder", "decoder, learned", "decoder, prefix", "decoder, relative"])
+def test_writing_goes_on_from_another_token(shape: str) -> None:
+    ours, texts = lively(**SHAPES[shape]), sources(20)
+    written = batched(texts, ours, first=300)
+    assert written == [one_by_one_without_cache(ours, text, first=300) for text in texts]
+    assert written != batched(texts, ours)
+
+
+@pytest.mark.parametrize("shape", ["decoder, learned", "decoder, alibi", "decoder, prefix"])
+def test_a_decoder_can_write_from_nothing(shape: str) -> None:
+    ours = lively(**SHAPES[shape])
+    nothing = torch.zeros(3, 0, dtype=torch.long)
+    for first in (None, 300):
+        expected = one_by_one_without_cache(ours, [], first=first)
+        first_B1 = None if first is None else torch.full((3, 1), first)
+        assert greedy(ours, nothing, None, MOST, first_B1) == [expected] * 3
+
+
+@pytest.mark.parametrize("shape", ["encoder-decoder", "decoder, rotary"])
+def test_no_more_tokens_than_allowed(shape: str) -> None:
+    ours, texts = lively(**SHAPES[shape]), sources(40)
     full, three = batched(texts, ours), batched(texts, ours, most=3)
     assert three == [row[:3] for row in full]
+    assert max(map(len, full)) == MOST
     assert batched(texts, ours, most=0) == [[] for _ in texts]
-    short = lively(max_length=8)
-    short.embedding.weight_VD.data[EOS] = 0.0  # a score of 0 never wins
-    assert {len(row) for row in batched([text[:8] for text in texts], short, most=500)} == {8}
 
 
-def test_a_source_without_padding_needs_no_mask() -> None:
-    ours, texts = lively(norm="post"), [text[:4] for text in sources(30)]
+@pytest.mark.parametrize("architecture", ["encoder_decoder", "decoder"])
+def test_learned_positions_end_what_is_written_and_others_do_not(architecture: str) -> None:
+    texts = [text[:5] for text in sources(20)]
+    lengths = []
+    for positions in ("learned", "sinusoidal"):
+        ours = lively(architecture=architecture, positions=positions, max_length=9)
+        ours.embedding.weight_VD.data[EOS] = 0.0  # a score of 0 never wins
+        written = batched(texts, ours, most=30)
+        lengths.append({len(row) for row in written})
+        room = 9 - (5 if architecture == "decoder" else 0) if positions == "learned" else 30
+        assert written == [one_by_one_without_cache(ours, text, room) for text in texts]
+    assert lengths == [{4 if architecture == "decoder" else 9}, {30}]
+
+
+@pytest.mark.parametrize("shape", ["encoder-decoder, post-norm", "decoder, learned", "decoder, prefix"])
+def test_a_source_without_padding_needs_no_mask(shape: str) -> None:
+    ours, texts = lively(**SHAPES[shape]), [text[:4] for text in sources(30)]
     source_BS = torch.tensor(texts)
-    assert greedy(ours, source_BS, None, MOST) == greedy(ours, source_BS, source_mask(source_BS), MOST)
+    assert greedy(ours, source_BS, None, MOST) == greedy(ours, source_BS, source_BS != 0, MOST)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2, 4, 100])
+def test_a_span_is_the_best_of_all_in_order_that_are_short_enough(max_tokens: int) -> None:
+    ours, lengths = reader(), [1, 2, 3, 9, 12, *[7] * 30]
+    source_BS, _ = batch(3, lengths, [1] * len(lengths))
+    spans = best_spans(ours, source_BS, source_BS != 0, max_tokens)
+    for source_S, length, span in zip(source_BS, lengths, spans, strict=True):
+        with torch.no_grad():
+            start_S, end_S = ours.ends(ours.encoder(source_S[None, :length]))[0].T
+        places = [
+            (first, last)
+            for first, last in product(range(length), repeat=2)
+            if first <= last and last - first < max_tokens
+        ]
+        first, last = max(places, key=lambda place: float(start_S[place[0]] + end_S[place[1]]))
+        assert span == source_S[first : last + 1].tolist()
+    assert max(map(len, spans)) <= max_tokens
+    assert (len(set(map(len, spans))) > 1) == (max_tokens > 1)
+
+
+def test_spans_in_sources_without_padding_need_no_mask() -> None:
+    ours = reader(positions="learned")
+    source_BS, _ = batch(3, [7] * 20, [1] * 20)
+    assert best_spans(ours, source_BS, None, 3) == best_spans(ours, source_BS, source_BS != 0, 3)

@@ -9,7 +9,6 @@ import gzip
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -22,12 +21,12 @@ from pathlib import Path
 import psutil
 import pytest
 import tiny
+from repository_copy import ROOT, copy_of_repository, end_all_in, environment, shell
 from ruamel.yaml import YAML
 
 from flows.graph import read_plan
 from flows.workspace import overridden
 
-ROOT = Path(__file__).parents[1]
 TINY = {
     "sources.remote": {},
     "sources.local": {"manuals": {"path": "manuals.txt.gz"}, "pairs": {"path": "pairs.csv"}},
@@ -58,17 +57,8 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A copy of this repository, with `.venv` at hand, whose params.yaml names small files of our own."""
-    root = tmp_path_factory.mktemp("end-to-end") / "repository"
-    tracked = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-        cwd=ROOT, check=True, capture_output=True, text=True,
-    ).stdout.split("\0")  # fmt: skip
-    for name in filter(None, tracked):
-        if (ROOT / name).is_file():  # not one that was deleted and not yet committed
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, root / name)  # make compares the times of the lock and of .venv
-    (root / ".venv").symlink_to(sys.prefix)
+    """A copy of this repository whose params.yaml names small files of our own."""
+    root = copy_of_repository(tmp_path_factory.mktemp("end-to-end"))
     with gzip.open(root / "manuals.txt.gz", "wt", encoding="utf-8") as file:
         file.write("\n".join(tiny.sentences()))
     with (root / "pairs.csv").open("w", newline="", encoding="utf-8") as file:
@@ -77,29 +67,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         writer.writerows((sentence, " ".join(sentence.split()[:3])) for sentence in tiny.sentences()[:400])
         file.write("a row without its second column\n")
     (root / "params.yaml").write_text(overridden((ROOT / "params.yaml").read_text(), TINY))
-    shell(root, "git init -q && git add -A && git -c user.name=t -c user.email=t@example.org commit -qm start")
+    shell(root, "git add -A && git -c user.name=t -c user.email=t@example.org commit -qm small")
     yield root
-    for process in psutil.process_iter():
-        try:
-            if process.cwd() == str(root):
-                process.kill()
-        except psutil.Error:
-            continue
-
-
-def environment(root: Path) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW", "PIPELINE", "PREFECT", "DVC"))}
-    return kept | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-
-
-def shell(root: Path, command: str, status: int = 0, timeout: float = 600) -> str:
-    """Runs a line of shell as a person would; gives what it printed."""
-    done = subprocess.run(
-        command, shell=True, cwd=root, env=environment(root), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, timeout=timeout,
-    )  # fmt: skip
-    assert done.returncode == status, done.stdout
-    return done.stdout
+    end_all_in(root)
 
 
 def stale(root: Path, **changes: object) -> set[str]:

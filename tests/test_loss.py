@@ -1,57 +1,119 @@
-"""The loss: a plain cross-entropy over real target tokens, whatever the padding."""
+"""The loss: a plain cross-entropy of what is to be predicted, in every architecture, whatever the padding."""
+
+from typing import Any
 
 import pytest
 import torch
-from tiny import VOCAB_SIZE, batch, model, source_mask
-from torch.nn import functional
+from tiny import batch, batch_for, model, reader
+from torch import Tensor
 
-from lightning_modules.loss import sequence_loss
-from lightning_modules.transformer.model import shift_right
+from lightning_modules.batching import Batch
+from lightning_modules.loss import batch_loss
 
 SOURCES, TARGETS = [9, 4, 1], [3, 7, 1]
+SHAPES: dict[str, dict[str, Any]] = {
+    "encoder-decoder": {},
+    "encoder-decoder, post-norm": {"norm": "post"},
+    "encoder-decoder, relative": {"positions": "relative"},
+    "decoder, sinusoidal": {"architecture": "decoder"},
+    "decoder, learned": {"architecture": "decoder", "positions": "learned"},
+    "decoder, rotary": {"architecture": "decoder", "positions": "rotary", "key_value_heads": 2},
+    "decoder, alibi": {"architecture": "decoder", "positions": "alibi"},
+    "decoder, relative": {"architecture": "decoder", "positions": "relative"},
+    "decoder, window": {"architecture": "decoder", "window": 3},
+    "decoder, prefix": {"architecture": "decoder", "bidirectional_prefix": True},
+    "decoder, prefix, alibi": {"architecture": "decoder", "bidirectional_prefix": True, "positions": "alibi"},
+    "encoder": {"architecture": "encoder", "output_transform": True, "output_bias": True},
+    "encoder, alibi": {"architecture": "encoder", "positions": "alibi"},
+}
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_it_is_the_cross_entropy_of_all_positions_with_padding_ignored(smoothing: float) -> None:
-    ours = model()
-    source_BS, target_BT = batch(1, SOURCES, TARGETS)
-    mask = source_mask(source_BS)
-    loss, tokens = sequence_loss(ours, source_BS, target_BT, mask, smoothing)
-    everywhere = ours.logits(ours(source_BS, shift_right(target_BT, 1), mask)).flatten(0, 1)
-    expected = functional.cross_entropy(
-        everywhere, target_BT.flatten(), reduction="sum", ignore_index=0, label_smoothing=smoothing
-    )
-    torch.testing.assert_close(loss, expected)
+def log_probabilities(ours: Any, source: list[int], target: list[int]) -> Tensor:
+    """(T, V) for one text alone: no batch, no padding, no mask."""
+    source_1S, target_1T = torch.tensor([source], dtype=torch.long), torch.tensor([target])
+    if ours.config.architecture == "encoder":
+        hidden_1TD = ours(source_1S)
+    else:
+        hidden_1TD = ours(source_1S, torch.tensor([[ours.config.bos_id, *target_1T[0, :-1]]]))
+    logits_TV = ours.logits(hidden_1TD)[0]
+    return logits_TV - logits_TV.logsumexp(dim=-1, keepdim=True)
+
+
+def definition(ours: Any, made: Batch, smoothing: float) -> tuple[Tensor, int]:
+    """The mixture of what is to be predicted and the uniform distribution, against the model's, row by row."""
+    total, count = torch.zeros(()), 0
+    for source_S, target_T in zip(made.source_BS, made.target_BT, strict=True):
+        source = source_S[source_S != 0].tolist()
+        reads = ours.config.architecture == "encoder"
+        target = (target_T[: len(source)] if reads else target_T[target_T != 0]).tolist()
+        scores = log_probabilities(ours, source, target)
+        for score_V, token in zip(scores, target, strict=True):
+            if token:
+                total = total - (1 - smoothing) * score_V[token] - smoothing * score_V.mean()
+                count += 1
+    return total, count
+
+
+def batch_of(ours: Any) -> Batch:
+    if ours.config.architecture != "encoder":
+        return batch_for(ours, 1, SOURCES, TARGETS)
+    made = batch_for(ours, 1, SOURCES, SOURCES)
+    made.target_BT[0, 1:8] = 0  # what is not to be predicted
+    made.target_BT[1, :2] = 0
+    return made
+
+
+def gradients(ours: Any, loss: Tensor) -> list[Tensor]:
+    """Of all weights that learn; zeros where the loss does not depend on one."""
+    weights = [weight for weight in ours.parameters() if weight.requires_grad]
+    return list(torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_it_and_its_gradient_are_those_of_the_rows_taken_one_by_one(shape: str) -> None:
+    ours = model(**SHAPES[shape])
+    made = batch_of(ours)
+    assert made.real_BS is not None
+    for smoothing in (0.0, 0.1):
+        loss, tokens = batch_loss(ours, made, smoothing)
+        expected, count = definition(ours, made, smoothing)
+        torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-4)
+        assert int(tokens) == count == int((made.target_BT != 0).sum())
+    for one, other in zip(gradients(ours, loss), gradients(ours, expected), strict=True):
+        torch.testing.assert_close(one, other, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("shape", ["decoder, learned", "decoder, rotary", "decoder, prefix"])
+def test_a_decoder_needs_no_source(shape: str) -> None:
+    ours = model(**SHAPES[shape])
+    _, target_BT = batch(1, SOURCES, TARGETS)
+    made = Batch(target_BT[:, :0], target_BT, None)
+    loss, tokens = batch_loss(ours, made, 0.1)
+    torch.testing.assert_close(loss, definition(ours, made, 0.1)[0], rtol=1e-5, atol=1e-4)
     assert int(tokens) == sum(TARGETS)
-    got, wanted = (torch.autograd.grad(value, list(ours.parameters())) for value in (loss, expected))
-    for one, other in zip(got, wanted, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
-def test_it_is_the_sum_of_the_rows_taken_one_by_one() -> None:
-    ours = model()
-    source_BS, target_BT = batch(1, SOURCES, TARGETS)
-    together, _ = sequence_loss(ours, source_BS, target_BT, source_mask(source_BS), 0.1)
-    alone = [
-        sequence_loss(ours, source_BS[i : i + 1, :s], target_BT[i : i + 1, :t], None, 0.1)[0]
-        for i, (s, t) in enumerate(zip(SOURCES, TARGETS, strict=True))
-    ]
-    torch.testing.assert_close(together, torch.stack(alone).sum(), rtol=1e-5, atol=1e-4)
+@pytest.mark.parametrize("positions", ["sinusoidal", "learned", "alibi"])
+def test_a_span_has_the_cross_entropy_of_its_first_and_of_its_last_column(positions: str) -> None:
+    ours, spans = reader(positions=positions), [(2, 8), (0, 3), (0, 0)]
+    source_BS, _ = batch(1, SOURCES, [1, 1, 1])
+    loss, predictions = batch_loss(ours, Batch(source_BS, torch.tensor(spans), source_BS != 0), 0.0)
+    expected = torch.zeros(())
+    for source_S, length, span in zip(source_BS, SOURCES, spans, strict=True):
+        score_2S = ours.ends(ours.encoder(source_S[None, :length]))[0].T
+        expected = expected - sum(score_2S.log_softmax(-1)[side, column] for side, column in enumerate(span))
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-4)
+    assert int(predictions) == 6
+    for one, other in zip(gradients(ours, loss), gradients(ours, expected), strict=True):
+        torch.testing.assert_close(one, other, atol=2e-4, rtol=1e-3)
 
 
-def test_label_smoothing_is_a_mixture_with_the_uniform_distribution() -> None:
-    ours = model()
-    source_BS, target_BT = batch(1, SOURCES, TARGETS)
-    mask, real = source_mask(source_BS), target_BT != 0
-    log_probabilities = ours.logits(ours(source_BS, shift_right(target_BT, 1), mask))[real].log_softmax(-1)
-    wanted = torch.full_like(log_probabilities, 0.2 / VOCAB_SIZE)
-    wanted[torch.arange(int(real.sum())), target_BT[real]] += 0.8
-    loss, _ = sequence_loss(ours, source_BS, target_BT, mask, 0.2)
-    torch.testing.assert_close(loss, -(wanted * log_probabilities).sum())
-
-
-def test_it_is_reckoned_in_float32_where_the_model_is_not() -> None:
-    ours = model().bfloat16()
-    loss, _ = sequence_loss(ours, *batch(1, [5], [6]), None, 0.0)
+@pytest.mark.parametrize("architecture", ["encoder", "decoder", "encoder_decoder", "reader"])
+def test_it_is_reckoned_in_float32_where_the_model_is_not(architecture: str) -> None:
+    ours = (reader() if architecture == "reader" else model(architecture=architecture)).bfloat16()
+    made = batch_for(ours, 1, [6, 4], [6, 4])
+    if architecture == "reader":
+        made = made._replace(target_BT=torch.tensor([[1, 5], [0, 3]]))
+    loss, _ = batch_loss(ours, made, 0.0)
     assert loss.dtype == torch.float32
     assert loss.isfinite()

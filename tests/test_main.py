@@ -29,6 +29,7 @@ def test_nothing_to_do_is_said_without_a_server(tmp_path: Path) -> None:
         (["--targets", "pretain"], 1, "error: targets: dvc.yaml has no stage 'pretain'"),
         (["--set", "pretrain.stepz=1"], 1, "did you mean pretrain.steps?"),
         (["--set", "pretrain.steps=many"], 1, "pretrain.steps"),
+        (["--set", "model.architecture=encoder"], 1, "not for model.architecture encoder, which learns masked_lm"),
         (["--set", "pretrain.steps"], 2, "is not KEY=VALUE"),
         (["--set", "pretrain.steps=[1"], 2, "is not a value"),
         (["--nonsense"], 2, "usage:"),

@@ -4,39 +4,82 @@ import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import batch, config, model, read_json, tokenizer, write_tokenizer
+from tiny import batch, config, model, read_json, reader, tokenizer, write_tokenizer
 
 from lightning_modules.errors import PipelineError
-from lightning_modules.model_folder import load_model, load_tokenizer, read_config, save_model, sha256, special_id
+from lightning_modules.model_folder import (
+    Model,
+    load_model,
+    load_tokenizer,
+    new_model,
+    read_config,
+    save_model,
+    sha256,
+    special_id,
+)
+from lightning_modules.transformer.heads import SpanReader
+from lightning_modules.vocabulary import token_bytes
 
 LIMITS = {"max_source_tokens": 30, "max_target_tokens": 20}
 
 
-def saved(root: Path, norm: str = "pre", seed: int = 0) -> Path:
+SHAPES: dict[str, dict[str, Any]] = {
+    "pre-norm": {},
+    "post-norm": {"norm": "post"},
+    "relative": {"positions": "relative", "tied_output": False},
+    "decoder": {"architecture": "decoder", "positions": "rotary", "key_value_heads": 2, "bias": False},
+    "encoder": {"architecture": "encoder", "token_types": 2, "output_transform": True, "output_bias": True},
+    "characters": {"architecture": "encoder", "embeddings": "characters", "tied_output": False},
+}
+
+
+def saved(root: Path, made: Model | None = None, seed: int = 0) -> Path:
     folder = root / "model"
     folder.mkdir()
-    save_model(folder, model(seed, norm=norm, dropout=0.3), write_tokenizer(root / "tokenizer"), LIMITS)
+    save_model(folder, made or model(seed, dropout=0.3), write_tokenizer(root / "tokenizer"), LIMITS)
     return folder
 
 
-@pytest.mark.parametrize("norm", ["pre", "post"])
-def test_what_is_saved_comes_back_bit_for_bit(tmp_path: Path, norm: str) -> None:
-    folder, original = saved(tmp_path, norm), model(norm=norm)
-    loaded = load_model(folder).eval()
-    assert loaded.config == config(norm=norm, dropout=0.0)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_is_saved_comes_back_bit_for_bit(tmp_path: Path, shape: str) -> None:
+    changes = SHAPES[shape]
+    original = model(**changes, dropout=0.3)
+    if shape == "characters":
+        original.embedding.spell(token_bytes(tokenizer()))
+    folder = saved(tmp_path, original)
+    loaded: Any = load_model(folder).eval()
+    assert type(loaded) is type(original)
+    assert loaded.config == config(**changes, dropout=0.0)
     assert load_model(folder, dropout=0.2).config.dropout == 0.2
     states = original.state_dict(), loaded.state_dict()
     assert list(states[0]) == list(states[1])
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-    source_BS, target_BT = batch(0, [7], [5])
-    assert torch.equal(original(source_BS, target_BT), loaded(source_BS, target_BT))
+    sides = batch(0, [7], [5])[: 1 if loaded.config.architecture == "encoder" else 2]
+    assert torch.equal(original.logits(original(*sides)), loaded.logits(loaded(*sides)))
     assert read_config(folder)["limits"] == LIMITS
     assert load_tokenizer(folder).to_str() == tokenizer().to_str()
     assert {path.name for path in folder.iterdir()} == {"model.safetensors", "config.json", "tokenizer.json"}
+
+
+def test_a_span_reader_comes_back_as_one(tmp_path: Path) -> None:
+    original = reader(positions="learned")
+    loaded = load_model(saved(tmp_path, original)).eval()
+    assert isinstance(loaded, SpanReader)
+    source_BS, _ = batch(0, [7], [5])
+    assert torch.equal(original(source_BS), loaded(source_BS))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_new_model_is_a_function_of_the_seed(shape: str) -> None:
+    one, same, other = (new_model(config(**SHAPES[shape]), seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    matrices = [name for name, tensor in one.items() if tensor.ndim > 1 and tensor.is_floating_point()]
+    assert not any(torch.equal(one[name], other[name]) for name in matrices)
 
 
 def test_saving_twice_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -76,7 +119,7 @@ def _weights_of_another_shape(folder: Path) -> None:
 
 def _a_missing_weight(folder: Path) -> None:
     state = model().state_dict()
-    del state["encoder_norm.weight"]
+    del state["encoder.norm.weight"]
     save_file(state, folder / "model.safetensors")
 
 
@@ -107,12 +150,21 @@ DAMAGES = {
     "cut header": (_cut_header, "model.safetensors"),
     "no weights": (_no_weights, "model.safetensors"),
     "another shape": (_weights_of_another_shape, "model.safetensors"),
-    "a missing weight": (_a_missing_weight, "encoder_norm.weight"),
+    "a missing weight": (_a_missing_weight, "encoder.norm.weight"),
     "a pickle": (_a_pickle, "model.safetensors"),
     "broken json": (_broken_json, "not a whole model folder"),
     "no digest": (_config(lambda values: values.pop("tokenizer_sha256")), "not a whole model folder"),
     "no shape": (_config(lambda values: values.pop("transformer")), "config.json"),
-    "an unknown key": (_config(lambda values: values["transformer"].update(window=3)), "config.json"),  # type: ignore[attr-defined]
+    "an unknown key": (_config(lambda values: values["transformer"].update(shutters=3)), "config.json"),  # type: ignore[attr-defined]
+    "another architecture": (
+        _config(lambda values: values["transformer"].update(architecture="decoder")),
+        "config.json",
+    ),  # type: ignore[attr-defined]
+    "no such architecture": (
+        _config(lambda values: values["transformer"].update(architecture="hopfield")),
+        "config.json",
+    ),  # type: ignore[attr-defined]
+    "no word of spans": (_config(lambda values: values.pop("reads_spans")), "config.json"),
     "impossible heads": (_config(lambda values: values["transformer"].update(heads=5)), "config.json"),  # type: ignore[attr-defined]
 }
 

@@ -79,13 +79,14 @@ HUB = "{kind: hub, path: wikitext, name: v1, split: train, revision: main"
 @pytest.mark.parametrize(
     ("old", "new", "at", "says"),
     [
-        ("  heads: 6", "  heads: 7", "  heads:", "model.heads: 7 does not divide model.d_model, 192"),
+        ("  heads: 6", "  heads: 7", "  heads:", "model.heads: 7 does not divide d_model (192)"),
         ("  d_model: 192", "  d_modle: 192", "  d_modle", "model.d_modle: unknown key; did you mean d_model?"),
-        ("  d_ff: 768", "  depth_of_it: 768", "  depth", "model.depth_of_it: unknown key; known are architecture, "),
+        ("  d_ff: 768", "  depth_of_it: 768", "  depth", "model.depth_of_it: unknown key; known are preset, st"),
         ("seed: 1 ", "seed: one ", "seed:", "seed: got 'one', must be a whole number"),
         ("seed: 1 ", "seed: true ", "seed:", "seed: got True, must be a whole number"),
         ("seed: 1 ", "sead: 1 ", "sead:", "sead: unknown key; did you mean seed?"),
-        ("  steps: 1200", "  steps: 0", "  steps: 0", "pretrain.steps: got 0, must be greater than or equal to 1"),
+        ("  steps: 1200", "  steps: -1", "  steps: -1", "pretrain.steps: got -1, must be greater than or equal to 0"),
+        ("  steps: 1200", "  steps: 0", "  steps: 0", "pretrain.steps: 0 is for a model that was trained before"),
         ("  steps: 1200", "  steps: 12.5", "  steps: 12.5", "pretrain.steps: got 12.5, must be a whole number"),
         ("  steps: 1200", "  steps:", "  steps: ", "pretrain.steps: got nothing, must be a whole number"),
         ("  steps: 1200", "  steps: 100", "  warmup_steps: 200", "pretrain.warmup_steps: 200 exceeds pretrain.steps"),
@@ -165,9 +166,9 @@ def test_a_file_that_is_not_ours_at_all(tmp_path: Path, text: str | bytes, says:
 
 
 def test_several_mistakes_are_counted_and_the_first_is_told(tmp_path: Path) -> None:
-    text = changed("  heads: 6", "  heads: -1").replace("  d_ff: 768", "  d_ff: none")
+    text = changed("  d_ff: 768", "  d_ff: none").replace("  norm: pre", "  norm: before")
     message = error_of(tmp_path, text)
-    assert "model.heads: got -1" in message
+    assert "model.d_ff: got 'none'" in message
     assert message.endswith("(1 more after this)")
 
 
@@ -211,5 +212,6 @@ def test_the_command_says_ok_or_the_error(tmp_path: Path) -> None:
     wrong = check()
     assert (wrong.returncode, wrong.stdout) == (1, "")
     assert wrong.stderr == (
-        f"error: params.yaml:{line_of(TEXT, '  heads: 6')}: model.heads: 5 does not divide model.d_model, 192\n"
+        f"error: params.yaml:{line_of(TEXT, '  heads: 6')}: model.heads: 5 does not divide d_model (192); change one, "
+        "or set head_width\n"
     )

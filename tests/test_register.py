@@ -37,7 +37,7 @@ def write_model(folder: Path, seed: int) -> None:
     file = folder.parent / "bytes.json"
     tokenizer.save(str(file))
     shape: Any = {"d_model": 16, "heads": 2, "d_ff": 32, "encoder_layers": 1, "decoder_layers": 1, "max_length": 32}
-    config = TransformerConfig(vocab_size=len(vocabulary), dropout=0.0, norm="pre", **shape)
+    config = TransformerConfig(architecture="encoder_decoder", vocab_size=len(vocabulary), norm="pre", **shape)
     save_model(folder, new_model(config, seed), file, {"max_source_tokens": 32, "max_target_tokens": 8})
     (folder / "training.json").write_text(json.dumps({"mlflow_run_id": "abc"}))
 

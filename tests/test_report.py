@@ -10,11 +10,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lightning_modules.errors import PipelineError
 from stages.report import gather, metrics
 from stages.report_page import page
+from stages.report_plots import attention_svg
 from stages.report_table import HEADER, Interval, Row, comparison_table, table_text
 from stages.scores import score_task
 from stages.tasks import TASKS
@@ -49,6 +51,8 @@ def write_results(root: Path, records: int = 40) -> None:
                 curve.append((system, str(step), f"{loss + draw.random() / 5}", str(loss) if step % 200 == 0 else ""))
         with (folder / "curve.csv").open("w", newline="") as file:
             csv.writer(file).writerows(curve)
+        picture = attention_svg(["a", EVIL], ["$x$", EVIL, "b"], np.full((3, 2, 3), 1 / 3))
+        (folder / "attention.svg").write_text(picture)
     write_upstream(root)
 
 
@@ -148,7 +152,7 @@ def test_the_page_is_whole_and_quotes_the_data_as_text(tmp_path: Path) -> None:
     assert tags.outside == []
     assert "&lt;script&gt;" in html
     assert "&lt;b&gt;mine" in html
-    assert html.count("<svg") == 5, "scores, pre-training, three tasks"
+    assert html.count("<svg") == 8, "scores, pre-training, three tasks and where their models look"
     for primary in (row for row in results.rows if row.primary):
         assert primary.verdict() in html
     for shown in ("1,234,567", "quarantined", "0123456789abcdef.dir", "best: 100"):

@@ -2,6 +2,7 @@
 
 import unicodedata
 from pathlib import Path
+from typing import get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from lightning_modules.errors import PipelineError
-from stages.tokenizer import SPECIAL_TOKENS, characters_per_token, train_tokenizer
+from stages.params_schema import Tokenizer as TokenizerParams
+from stages.tokenizer import measure, train_tokenizer
+from stages.tokenizer_kinds import KINDS, SPECIAL_TOKENS
 
 WORDS = ["the", "service", "describes", "network", "über", "Geräte", "list", "of", "returns", "identifier"]
 TEXTS = [" ".join(WORDS[(n * k) % 10] + WORDS[n % 9] + WORDS[k % 7] for k in range(1, 12)) for n in range(400)]
@@ -54,7 +57,21 @@ def test_the_same_text_gives_the_same_bytes(tmp_path: Path, tokenizer: Tokenizer
 def test_compression_counts_characters_not_bytes(tmp_path: Path, tokenizer: Tokenizer) -> None:
     texts = ["Geräte über Geräte"]
     tokens = len(tokenizer.encode(texts[0], add_special_tokens=False).ids)
-    assert characters_per_token(tokenizer, parquet(tmp_path / "c.parquet", texts)) == len(texts[0]) / tokens
+    fit = measure(tokenizer, parquet(tmp_path / "c.parquet", texts))
+    assert (fit.characters_per_token, fit.unknown_share) == (len(texts[0]) / tokens, 0)
+
+
+def test_unknown_tokens_are_counted_and_their_name_is_text(tmp_path: Path) -> None:
+    words = train_tokenizer(parquet(tmp_path / "f.parquet", ["a b < unk >"] * 2), 512, "word")
+    assert measure(words, parquet(tmp_path / "g.parquet", ["a b c a", "<unk> q"])).unknown_share == 2 / 8
+    assert measure(words, parquet(tmp_path / "h.parquet", [])).unknown_share == 0
+
+
+def test_params_allow_the_kinds_that_there_are(tmp_path: Path) -> None:
+    assert get_args(TokenizerParams.model_fields["kind"].annotation) == tuple(KINDS)
+    texts = parquet(tmp_path / "i.parquet", TEXTS)
+    assert len({train_tokenizer(texts, 512, kind).to_str() for kind in KINDS}) == len(KINDS)
+    assert train_tokenizer(texts, 512).to_str() == train_tokenizer(texts, 512, "byte_bpe").to_str()
 
 
 def test_a_small_text_gives_fewer_entries(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from stage_runs import (
     PRETRAIN,
     SAVE_EVERY,
     SCRATCH,
-    SETTINGS,
     STEPS,
     VALIDATE_EVERY,
     assert_same_result,
@@ -32,11 +31,12 @@ from tiny import VOCAB_SIZE, config, read_json
 
 from lightning_modules.datamodule import Batches, TextPairs, TextRows
 from lightning_modules.errors import Interrupted
-from lightning_modules.loss import sequence_loss
+from lightning_modules.loss import batch_loss
 from lightning_modules.model_folder import load_model, new_model
 from lightning_modules.objectives import SpanCorruption
 from lightning_modules.token_store import TokenStore
 from stages import training
+from stages.params import load_params
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def loss_of(folder: Path, split: Batches) -> float:
     model, nats, tokens = load_model(folder).eval(), 0.0, 0.0
     with torch.no_grad():
         for batch in split.validation_batches(0, 1):
-            loss, count = sequence_loss(model, *batch, label_smoothing=0.0)
+            loss, count = batch_loss(model, batch, label_smoothing=0.0)
             nats, tokens = nats + loss.item(), tokens + count.item()
     return nats / tokens
 
@@ -89,7 +89,8 @@ def loss_of(folder: Path, split: Batches) -> float:
 def test_the_saved_weights_have_the_validation_loss_that_is_told(pretrained: Path) -> None:
     folder = pretrained / "models/pretrained"
     objective = SpanCorruption(0.15, 3.0, 5, 64, 2)
-    split = TextRows(TokenStore(pretrained / "data/tokens/pretraining/validation"), objective, 32, 16, 3, seed=1)
+    store = TokenStore(pretrained / "data/tokens/pretraining/validation")
+    split = TextRows(store, config(), objective, 32, 16, 3, seed=1)
     assert read_json(folder / "training.json")["validation_loss"] == pytest.approx(loss_of(folder, split), rel=1e-5)
 
 
@@ -163,7 +164,7 @@ def test_early_stopping_ends_it_and_keeps_the_best_weights(tmp_path: Path) -> No
     losses = {int(row["step"]): float(row["validation_loss"]) for row in curve(folder) if row["validation_loss"]}
     assert max(losses) == told["best_step"] + 8 < STEPS
     assert told["validation_loss"] == min(losses.values()) == losses[told["best_step"]]
-    split = TextPairs(root / "data/tokens/translation/validation", 600, 60, 20, 0, 2, seed=1)
+    split = TextPairs(root / "data/tokens/translation/validation", config(), 600, 60, 20, seed=1)
     assert loss_of(folder, split) == pytest.approx(min(losses.values()), rel=1e-4)
     assert min(losses.values()) < 0.99 * losses[max(losses)]
 
@@ -188,12 +189,31 @@ def test_two_processes_learn_what_one_does_and_the_first_alone_writes(tmp_path: 
             if rows[0][name]:
                 assert float(rows[1][name]) == pytest.approx(float(rows[0][name]), rel=1e-3)
     weights = [load_file(folder / "model.safetensors") for folder in folders]
-    fresh = new_model(config(**SETTINGS["model"], vocab_size=VOCAB_SIZE), seed=1).state_dict()
+    shape = load_params(one / "params.yaml").model.config(vocab_size=VOCAB_SIZE)
+    fresh = new_model(shape, seed=1).state_dict()
     for name, tensor in weights[0].items():
         if "key_value.bias" not in name:  # the keys' half has rounding noise for a gradient
             torch.testing.assert_close(weights[1][name], tensor, atol=2e-4, rtol=1e-2, msg=name)
     assert (weights[0]["embedding.weight_VD"] - fresh["embedding.weight_VD"]).abs().max() > 2e-3
     assert list((two / ".pipeline/checkpoints").iterdir()) == []
+
+
+def test_two_processes_teach_an_encoder_to_point(tmp_path: Path) -> None:
+    """Weights that only guessing tokens needs get no gradient then: nobody may wait for it."""
+    task, model = "question_answering", {"preset": "small-encoder", "output_transform": True, "output_bias": True}
+    short, told = {"warmup_steps": 4, "validate_every": 6, "checkpoint_every": 5, "dropout": 0.0}, []
+    for name, devices in (("one", {}), ("two", TWO)):
+        root = workspace(
+            tmp_path / name,
+            task,
+            model=model,
+            pretrain={"objective": "masked_lm"},
+            finetune=short | devices,
+            task={"steps": 13},
+        )
+        finish(root, ("stages.finetune", task, "--from-scratch"))
+        told.append(read_json(root / f"models/{task}-scratch/training.json"))
+    assert told[1]["validation_loss"] == pytest.approx(told[0]["validation_loss"], rel=1e-3)
 
 
 def test_sigterm_to_two_processes_ends_both_with_a_checkpoint_to_go_on_from(tmp_path: Path) -> None:

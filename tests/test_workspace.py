@@ -10,6 +10,7 @@ from toy_project import ROOT
 
 from flows.workspace import overridden, workspace
 from lightning_modules.errors import PipelineError
+from stages.params import Params, load_params
 
 HOLD = """
 import sys, subprocess
@@ -80,6 +81,47 @@ def test_unknown_key_and_wrong_value(root: Path) -> None:
     with pytest.raises(PipelineError, match=r"pretrain\.steps"), workspace(root, {"pretrain.steps": "many"}):
         pass
     assert (root / "params.yaml").read_bytes() == before
+
+
+def test_a_key_that_the_file_has_not_but_may_have_is_added(root: Path) -> None:
+    before = (root / "params.yaml").read_bytes()
+    assert b"  positions:" not in before
+    changes = {"model.preset": "small-decoder", "model.positions": "alibi", "model.heads": 2, "model.qk_norm": True}
+    with workspace(root, changes):
+        during = load_params(root / "params.yaml")
+        config = during.model.config(vocab_size=600)
+        assert (config.architecture, config.positions, config.heads, config.qk_norm) == ("decoder", "alibi", 2, True)
+        assert during.pretrain == load_params_of(root, before).pretrain
+    assert (root / "params.yaml").read_bytes() == before
+
+
+def load_params_of(root: Path, text: bytes) -> Params:
+    (root / "other.yaml").write_bytes(text)
+    return load_params(root / "other.yaml")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("model.position", "alibi", r"no key 'model\.position'; did you mean model\.positions\?"),
+        ("model.vocab_size", 700, r"no key 'model\.vocab_size'"),  # the tokenizer decides it
+        ("model.positions", "alibbi", r"params\.yaml:[0-9]+: model\.positions: got 'alibbi', must be 'sinusoidal', "),
+        ("model.architecture", "encoder", r"params\.yaml:[0-9]+: pretrain\.objective: span_corruption is not for"),
+        ("model.heads", 3, r"params\.yaml:[0-9]+: model\.heads: 3 does not divide d_model"),
+        ("tasks.translation.learning_speed", 1, r"no key 'tasks\.translation\.learning_speed'"),
+    ],
+)
+def test_an_added_key_is_checked_like_the_others(root: Path, key: str, value: object, says: str) -> None:
+    before = (root / "params.yaml").read_bytes()
+    with pytest.raises(PipelineError, match=says), workspace(root, {key: value}):
+        pass
+    assert (root / "params.yaml").read_bytes() == before
+
+
+def test_keys_are_added_to_sections_that_are_there_and_no_others() -> None:
+    assert overridden("model: {preset: x}\n", {"model.norm": "post"}) == "model: {preset: x, norm: post}\n"
+    with pytest.raises(PipelineError, match=r"no key 'model\.norm'"):
+        overridden("a: {b: 1}\n", {"model.norm": "post"})
 
 
 def test_whole_tables_may_be_replaced() -> None:

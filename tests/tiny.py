@@ -13,14 +13,16 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from lightning_modules.datamodule import Batch, TextPairs, TextRows
+from lightning_modules.batching import Batch, make_batch
+from lightning_modules.datamodule import SpanPairs, TextPairs, TextRows
 from lightning_modules.model_folder import sha256
 from lightning_modules.module import Recipe
-from lightning_modules.objectives import SpanCorruption
+from lightning_modules.objectives import make_objective
 from lightning_modules.token_store import StoreMeta, TokenStore, token_dtype, write_meta, write_shard
 from lightning_modules.trainer import Hardware
 from lightning_modules.transformer.config import TransformerConfig
-from lightning_modules.transformer.model import EncoderDecoder
+from lightning_modules.transformer.heads import SpanReader
+from lightning_modules.transformer.model import make_model
 
 torch.set_num_threads(1)  # the machine's other cores may be busy; tiny matrices gain nothing from them
 
@@ -111,18 +113,22 @@ def write_data(root: Path, task: str = "translation") -> None:
         write_store(root / "data/tokens" / task / split / "target", [document[:5] for document in ids], digest)
 
 
-def rows_split(folder: Path, rows: int = 8, seed: int = 1) -> TextRows:
-    """Rows of 32 tokens to corrupt, some 40 batches an epoch."""
-    objective = SpanCorruption(0.2, 2.0, FIRST_SENTINEL, 64, EOS)
-    return TextRows(write_store(folder, encoded(sentences()[:300])), objective, 32, rows, 3, seed)
+def rows_split(
+    folder: Path, rows: int = 8, seed: int = 1, objective: str = "span_corruption", **changes: Any
+) -> TextRows:
+    """Rows of 32 tokens to corrupt for the model of `config(**changes)`, some 40 batches an epoch."""
+    made = make_objective(
+        {objective: 1.0}, corruption_rate=0.2, mean_span_length=2.0, whole_words=False, tokenizer=tokenizer()
+    )
+    return TextRows(write_store(folder, encoded(sentences()[:300])), config(**changes), made, 32, rows, 3, seed)
 
 
-def pairs_split(folder: Path, seed: int = 1) -> TextPairs:
-    """A sentence and its first words; an epoch is a few batches."""
-    ids = encoded(sentences()[:40])
+def pairs_split(folder: Path, seed: int = 1, **changes: Any) -> TextPairs:
+    """A sentence and its first words; an epoch is a few batches. For an encoder, the words are pointed at."""
+    ids, made = encoded(sentences()[:40]), config(**changes)
     write_store(folder / "source", ids)
     write_store(folder / "target", [document[:6] for document in ids])
-    return TextPairs(folder, 600, 60, 20, 0, EOS, seed)
+    return (SpanPairs if made.architecture == "encoder" else TextPairs)(folder, made, 600, 60, 20, seed)
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -152,6 +158,7 @@ def hardware(**changes: Any) -> Hardware:
 
 def config(**changes: Any) -> TransformerConfig:
     shape: dict[str, Any] = {
+        "architecture": "encoder_decoder",
         "vocab_size": VOCAB_SIZE,
         "d_model": 32,
         "heads": 4,
@@ -165,23 +172,31 @@ def config(**changes: Any) -> TransformerConfig:
     return TransformerConfig(**(shape | changes))
 
 
-def model(seed: int = 0, **changes: Any) -> EncoderDecoder:
+def model(seed: int = 0, **changes: Any) -> Any:
     """A model whose every weight is random, biases and norms too, so that no test passes because something is zero."""
     torch.manual_seed(seed)
-    made = EncoderDecoder(config(**changes))
+    made = make_model(config(**changes))
     for parameter in made.parameters():
         parameter.data.add_(0.1 * torch.randn_like(parameter))
     return made.eval()
 
 
-def lively(seed: int = 0, **changes: Any) -> EncoderDecoder:
+def lively(seed: int = 0, **changes: Any) -> Any:
     """A random model that writes differently for different sources, and as trained ones do ends some texts early."""
     made = model(seed, **changes)
+    looks = "attention" if made.config.architecture == "decoder" else "cross_attention"
     for name, parameter in made.named_parameters():
-        if "cross_attention.query" in name or "cross_attention.key" in name:
+        if f"{looks}.query" in name or f"{looks}.key" in name:
             parameter.data *= 3.0
     made.embedding.weight_VD.data[EOS] *= 3.0
     return made
+
+
+def reader(seed: int = 0, **changes: Any) -> SpanReader:
+    """A random model that points at spans."""
+    made = SpanReader(model(seed, architecture="encoder", **changes))
+    torch.nn.init.normal_(made.ends.weight)
+    return made.eval()
 
 
 def batch(seed: int, source_lengths: Sequence[int], target_lengths: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -197,8 +212,10 @@ def batch(seed: int, source_lengths: Sequence[int], target_lengths: Sequence[int
     return side(source_lengths), side(target_lengths)
 
 
-def source_mask(source_BS: torch.Tensor) -> torch.Tensor:
-    return (source_BS != 0)[:, None, None, :]
+def batch_for(made: Any, seed: int, source_lengths: Sequence[int], target_lengths: Sequence[int]) -> Batch:
+    """The same, as the architecture of a model reads them."""
+    source_BS, target_BT = batch(seed, source_lengths, target_lengths)
+    return make_batch(source_BS.numpy(), target_BT.numpy(), made.config)
 
 
 def uncorrupted(source: Sequence[int], target: Sequence[int]) -> tuple[list[int], list[list[int]]]:
@@ -231,7 +248,7 @@ def rows_of(batch: Batch) -> list[tuple[int, ...]]:
 
 
 def equal(one: Batch, other: Batch) -> bool:
-    if (one.mask_B11S is None) != (other.mask_B11S is None):
+    if (one.real_BS is None) != (other.real_BS is None):
         return False
     pairs = zip(one, other, strict=True)
     return all(a is None or (a.shape == b.shape and bool((a == b).all())) for a, b in pairs)

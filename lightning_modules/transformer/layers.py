@@ -1,74 +1,127 @@
-"""One layer of either stack: attention and feed-forward, each with residual, dropout and layer normalisation."""
+"""One layer of either stack: attention and feed-forward, each with residual, dropout and normalisation."""
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_modules.transformer.attention import Attention, LayerCache
-from lightning_modules.transformer.config import TransformerConfig
+from lightning_modules.transformer.config import GATED, TransformerConfig
+from lightning_modules.transformer.masks import Visibility
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": functional.relu,
+    "gelu": functional.gelu,
+    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+    "silu": functional.silu,
+    "relu2": lambda x: functional.relu(x).square(),
+    "swiglu": functional.silu,
+    "geglu": functional.gelu,
+    "geglu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+}
+
+
+def make_norm(config: TransformerConfig) -> nn.Module:
+    """Layer normalisation (Ba et al. 2016, arXiv:1607.06450), or by the root mean square alone (Zhang and Sennrich
+    2019, arXiv:1910.07467)."""
+    if config.norm_type == "rms":
+        return nn.RMSNorm(config.d_model, eps=config.norm_eps)
+    return nn.LayerNorm(config.d_model, eps=config.norm_eps, bias=config.bias)
 
 
 class FeedForward(nn.Module):
-    """max(0, x·W₁ + b₁)·W₂ + b₂ (section 3.3 of the paper)."""
+    """activation(x·W₁ + b₁)·W₂ + b₂ (section 3.3 of the paper: max(0, ·)).
 
-    def __init__(self, d_model: int, d_ff: int) -> None:
-        super().__init__()
-        self.inner = nn.Linear(d_model, d_ff)
-        self.outer = nn.Linear(d_ff, d_model)
-
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        """(B, L, D) → (B, L, F) → (B, L, D)."""
-        return self.outer(functional.relu(self.inner(x_BLD)))
-
-
-class Residual(nn.Module):
-    """x + dropout(part(x)) with a layer normalisation: after the sum (post, the paper's) or before the part (pre)."""
+    GELU and SiLU: Hendrycks and Gimpel 2016, arXiv:1606.08415; ReLU²: So et al. 2021, arXiv:2109.08668. Gated ones
+    multiply by a second projection of x: (activation(x·W₁) ⊙ x·V)·W₂ (Shazeer 2020, arXiv:2002.05202).
+    """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(config.d_model)
+        self.gated, self.activation = config.activation in GATED, ACTIVATIONS[config.activation]
+        self.inner = nn.Linear(config.d_model, config.d_ff * (2 if self.gated else 1), bias=config.bias)
+        self.outer = nn.Linear(config.d_ff, config.d_model, bias=config.bias)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        """(B, L, D) → (B, L, F) → (B, L, D)."""
+        inner_BLF = self.inner(x_BLD)
+        if not self.gated:
+            return self.outer(self.activation(inner_BLF))
+        gate_BLF, value_BLF = inner_BLF.chunk(2, dim=-1)
+        return self.outer(self.activation(gate_BLF) * value_BLF)
+
+
+class Residual(nn.Module):
+    """x + dropout(part(x)) with a normalisation: after the sum (post, the paper's) or before the part (pre)."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.norm = make_norm(config)
         self.dropout, self.pre = config.dropout, config.norm == "pre"
 
     def forward(self, x_BLD: Tensor, part: Callable[[Tensor], Tensor]) -> Tensor:
         """Applies `part` inside the residual connection."""
         out_BLD = part(self.norm(x_BLD) if self.pre else x_BLD)
-        if self.training and self.dropout:
-            out_BLD = functional.dropout(out_BLD, self.dropout)
+        out_BLD = functional.dropout(out_BLD, self.dropout, self.training)
         return x_BLD + out_BLD if self.pre else self.norm(x_BLD + out_BLD)
 
 
 class Block(nn.Module):
-    """An encoder layer, or with `cross` a decoder layer: causal self-attention, then attention to the memory."""
+    """A layer of self-attention and feed-forward; with `cross`, attention to the encoder's output between them."""
 
     def __init__(self, config: TransformerConfig, cross: bool) -> None:
         super().__init__()
-        self.attention = Attention(config.d_model, config.heads, config.dropout)
+        self.attention = Attention(config)
         self.attention_residual = Residual(config)
         if cross:
-            self.cross_attention = Attention(config.d_model, config.heads, config.dropout)
+            self.cross_attention = Attention(config)
             self.cross_residual = Residual(config)
-        self.feed_forward = FeedForward(config.d_model, config.d_ff)
+        self.feed_forward = FeedForward(config)
         self.feed_forward_residual = Residual(config)
 
     def forward(
         self,
         x_BLD: Tensor,
-        mask_B11L: Tensor | None = None,
+        visibility: Visibility,
+        turns: tuple[Tensor, Tensor] | None = None,
         memory_BSD: Tensor | None = None,
-        memory_mask_B11S: Tensor | None = None,
+        memory_visibility: Visibility | None = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
-        """(B, L, D) → (B, L, D). With a memory the layer is a decoder's, and causal."""
-        causal = memory_BSD is not None
+        """(B, L, D) → (B, L, D)."""
         x_BLD = self.attention_residual(
-            x_BLD, lambda x: self.attention(x, mask_B11S=mask_B11L, causal=causal, cache=cache and cache.own)
+            x_BLD, lambda x: self.attention(x, visibility, turns=turns, cache=cache and cache.own)
         )
         if memory_BSD is not None:
+            seen = memory_visibility or Visibility()
             x_BLD = self.cross_residual(
-                x_BLD,
-                lambda x: self.cross_attention(
-                    x, memory_BSD=memory_BSD, mask_B11S=memory_mask_B11S, cache=cache and cache.cross
-                ),
+                x_BLD, lambda x: self.cross_attention(x, seen, memory_BSD=memory_BSD, cache=cache and cache.cross)
             )
         return self.feed_forward_residual(x_BLD, self.feed_forward)
+
+
+class OutputHead(nn.Module):
+    """Hidden vectors → a score for each token, by the embedding matrix or one of its own.
+
+    With `output_transform` a layer, GELU and normalisation come first (BERT, arXiv:1810.04805, as released).
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.transform: nn.Module | None = None
+        if config.output_transform:
+            self.transform = nn.Sequential(nn.Linear(config.d_model, config.d_model), nn.GELU(), make_norm(config))
+        self.weight_VD = None if config.tied_output else nn.Parameter(torch.empty(config.vocab_size, config.d_model))
+        self.bias_V = nn.Parameter(torch.zeros(config.vocab_size)) if config.output_bias else None
+        self.scale = config.d_model**-0.5 if config.scale_logits else 1.0
+
+    def forward(self, hidden_ND: Tensor, embedding_VD: Tensor | None) -> Tensor:
+        """Hidden vectors (…, D) → scores (…, V); `embedding` is the matrix to use where the output is tied."""
+        if self.transform is not None:
+            hidden_ND = self.transform(hidden_ND)
+        if self.scale != 1.0:
+            hidden_ND = hidden_ND * self.scale
+        weight_VD = embedding_VD if self.weight_VD is None else self.weight_VD
+        assert weight_VD is not None
+        return functional.linear(hidden_ND, weight_VD, self.bias_V)

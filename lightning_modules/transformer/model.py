@@ -1,99 +1,208 @@
-"""The encoder–decoder Transformer (section 3.1 and figure 1 of the paper)."""
+"""The three architectures, from the same blocks: encoder, decoder, and both together (section 3.1, figure 1).
+
+Each gives hidden vectors; `logits` turns those into scores. The head is apart from `forward`, so that training applies
+it only where something is to be predicted (1.35× a step on variable-length pairs, 1.4–1.6× for masked LM).
+"""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from lightning_modules.transformer.attention import LayerCache
 from lightning_modules.transformer.config import TransformerConfig
-from lightning_modules.transformer.embeddings import TiedEmbedding
-from lightning_modules.transformer.layers import Block
-from lightning_modules.transformer.positions import SinusoidalPositions
+from lightning_modules.transformer.embeddings import TokenEmbedding, make_embedding
+from lightning_modules.transformer.initialization import initialize
+from lightning_modules.transformer.layers import OutputHead
+from lightning_modules.transformer.masks import Visibility, may_see
+from lightning_modules.transformer.stack import Stack
 
 
-class EncoderDecoder(nn.Module):
-    """Source ids and target ids in, hidden vectors of the target positions out; `logits` turns those into scores.
+@dataclass
+class DecodingState:
+    """What decoding step by step remembers: caches, how many columns they hold, and what of the source is real."""
 
-    The head is apart from `forward`, so that training applies it to real target positions only (1.35× a step on
-    variable-length pairs).
-    """
+    caches: list[LayerCache]
+    start: int = 0
+    memory_BSD: Tensor | None = None
+    real_BS: Tensor | None = None  # of the memory's columns; in a decoder, of its own
+
+    def keep(self, rows: Tensor) -> None:
+        """Keeps the given rows of the batch, in the order given."""
+        for cache in self.caches:
+            cache.own.keep(rows)
+            cache.cross.keep(rows)
+        self.memory_BSD = None if self.memory_BSD is None else self.memory_BSD[rows]
+        self.real_BS = None if self.real_BS is None else self.real_BS[rows]
+
+
+class Transformer(nn.Module):
+    """What the three have in common: configuration, embedding, output head."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = TiedEmbedding(config.vocab_size, config.d_model)
-        self.positions = SinusoidalPositions(config.max_length, config.d_model)
-        self.encoder = nn.ModuleList(Block(config, cross=False) for _ in range(config.encoder_layers))
-        self.decoder = nn.ModuleList(Block(config, cross=True) for _ in range(config.decoder_layers))
-        # Before-the-part normalisation leaves the sum of all layers unnormalised: each stack ends with one more.
-        pre = config.norm == "pre"
-        self.encoder_norm = nn.LayerNorm(config.d_model) if pre else nn.Identity()
-        self.decoder_norm = nn.LayerNorm(config.d_model) if pre else nn.Identity()
-        self._initialise()
+        self.embedding = make_embedding(config)
+        self.head = OutputHead(config)
 
-    def _initialise(self) -> None:
-        """Xavier-uniform matrices, zero biases; what writes into a residual is scaled down by its stack's depth."""
-        for name, parameter in self.named_parameters():
-            if parameter.ndim == 2 and not name.startswith("embedding"):
-                nn.init.xavier_uniform_(parameter)
-                if self.config.norm == "pre" and name.endswith(("attention.output.weight", "outer.weight")):
-                    depth = len(self.encoder) if name.startswith("encoder") else len(self.decoder)
-                    parameter.data.mul_((2 * depth) ** -0.5)
-            elif name.endswith("bias"):
-                nn.init.zeros_(parameter)
-        if isinstance(self.decoder_norm, nn.LayerNorm):
-            # The residual carries the last token's own embedding to the end, where the tied matrix gives it a logit of
-            # about √d_model. Quieter at first, a fresh model guesses evenly: 10.6 → 6.4 nats over 600 entries at width
-            # 192, and still 0.15–0.2 nats better after 240 steps.
-            nn.init.constant_(self.decoder_norm.weight, self.config.d_model**-0.25)
-
-    def forward(self, source_BS: Tensor, target_BT: Tensor, mask_B11S: Tensor | None = None) -> Tensor:
-        """Source and shifted target ids → hidden vectors (B, T, D) that predict the next target token.
-
-        `mask` is true where the source is real; none where nothing in it is padding. Padding at the end of the target
-        needs no mask: no earlier position sees it.
-        """
-        return self.decode(target_BT, self.encode(source_BS, mask_B11S), mask_B11S)
-
-    def encode(self, source_BS: Tensor, mask_B11S: Tensor | None = None) -> Tensor:
-        """Source ids → memory (B, S, D)."""
-        x_BSD = self._embed(source_BS, 0)
-        for block in self.encoder:
-            x_BSD = block(x_BSD, mask_B11L=mask_B11S)
-        return self.encoder_norm(x_BSD)
-
-    def decode(
-        self,
-        target_BT: Tensor,
-        memory_BSD: Tensor,
-        mask_B11S: Tensor | None = None,
-        caches: list[LayerCache] | None = None,
-        start: int = 0,
-    ) -> Tensor:
-        """Target ids → hidden vectors (B, T, D). With caches, the ids are the one new position `start`."""
-        x_BTD = self._embed(target_BT, start)
-        for number, block in enumerate(self.decoder):
-            x_BTD = block(
-                x_BTD,
-                memory_BSD=memory_BSD,
-                memory_mask_B11S=mask_B11S,
-                cache=None if caches is None else caches[number],
-            )
-        return self.decoder_norm(x_BTD)
+    def embed(self, ids_BL: Tensor) -> Tensor:
+        """Ids → embeddings (B, L, D), × √d_model where the configuration says so."""
+        x_BLD = self.embedding(ids_BL)
+        return x_BLD * self.config.d_model**0.5 if self.config.scale_embeddings else x_BLD
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
-        """Hidden vectors (…, D) → scores of the next token (…, V), by the embedding matrix itself."""
-        return self.embedding.logits(hidden_ND)
+        """Hidden vectors (…, D) → scores of the tokens (…, V)."""
+        tied = self.config.tied_output and isinstance(self.embedding, TokenEmbedding)
+        return self.head(hidden_ND, self.embedding.weight_VD if tied else None)
 
-    def new_caches(self) -> list[LayerCache]:
-        """Empty caches, one a decoder layer, for decoding step by step."""
-        return [LayerCache() for _ in self.decoder]
 
-    def _embed(self, ids_BL: Tensor, start: int) -> Tensor:
-        x_BLD = self.positions(self.embedding(ids_BL), start)
-        if self.training and self.config.dropout:
-            x_BLD = functional.dropout(x_BLD, self.config.dropout)
-        return x_BLD
+class Encoder(Transformer):
+    """Reads in both directions: masked language models, span reading, classification (arXiv:1810.04805)."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config)
+        self.types = nn.Embedding(config.token_types, config.d_model) if config.token_types else None
+        self.encoder = Stack(config, config.encoder_layers, causal=False, cross=False)
+        initialize(self)
+
+    def forward(
+        self,
+        source_BS: Tensor,
+        real_BS: Tensor | None = None,
+        documents_BS: Tensor | None = None,
+        types_BS: Tensor | None = None,
+    ) -> Tensor:
+        """Ids → hidden vectors (B, S, D).
+
+        `real` is true where the source is not padding; None where nothing is. `documents` numbers the documents packed
+        into a row. `types` are the segments (0 everywhere if not given).
+        """
+        x_BSD = self.embed(source_BS)
+        if self.types is not None:
+            x_BSD = x_BSD + self.types(torch.zeros_like(source_BS) if types_BS is None else types_BS)
+        return self.encoder(x_BSD, real_BS=real_BS, documents_BL=documents_BS)
+
+
+class Decoder(Transformer):
+    """Reads and writes one sequence from left to right: language models (Radford et al. 2019)."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config)
+        self.decoder = Stack(config, config.decoder_layers, causal=True, cross=False)
+        initialize(self)
+
+    def forward(
+        self,
+        source_BS: Tensor,
+        target_BT: Tensor,
+        real_BS: Tensor | None = None,
+        documents_BL: Tensor | None = None,
+    ) -> Tensor:
+        """Source and shifted target ids, one after the other → hidden vectors (B, T, D) of the target.
+
+        The source may be empty (S = 0). Its padding, false in `real`, stands at its beginning, so that it meets the
+        target. `documents` numbers the documents packed into a row of S + T columns.
+        """
+        if real_BS is not None:
+            real_BS = torch.cat([real_BS, torch.ones_like(target_BT, dtype=torch.bool)], dim=1)
+        source = source_BS.shape[1]
+        hidden_BLD = self.decoder(
+            self.embed(torch.cat([source_BS, target_BT], dim=1)),
+            real_BS=real_BS,
+            documents_BL=documents_BL,
+            prefix=source if self.config.bidirectional_prefix else 0,
+        )
+        return hidden_BLD[:, source:]
+
+    def begin(self, source_BS: Tensor, real_BS: Tensor | None = None) -> DecodingState:
+        """Reads the source; `step` goes on from there."""
+        state = DecodingState([LayerCache() for _ in self.decoder.blocks], real_BS=real_BS)
+        if source_BS.shape[1]:
+            prefix = source_BS.shape[1] if self.config.bidirectional_prefix else 0
+            self.decoder(self.embed(source_BS), real_BS=real_BS, caches=state.caches, prefix=prefix)
+            state.start = source_BS.shape[1]
+        return state
+
+    def step(self, target_BT: Tensor, state: DecodingState) -> Tensor:
+        """The next tokens → their hidden vectors (B, T, D)."""
+        if state.real_BS is not None:
+            state.real_BS = torch.cat([state.real_BS, torch.ones_like(target_BT, dtype=torch.bool)], dim=1)
+        hidden_BTD = self.decoder(self.embed(target_BT), real_BS=state.real_BS, caches=state.caches, start=state.start)
+        state.start += target_BT.shape[1]
+        return hidden_BTD
+
+
+class EncoderDecoder(Transformer):
+    """Reads a source in both directions, writes a target from left to right: the 2017 paper's."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config)
+        self.encoder = Stack(config, config.encoder_layers, causal=False, cross=False)
+        self.decoder = Stack(config, config.decoder_layers, causal=True, cross=True)
+        initialize(self)
+
+    def forward(
+        self,
+        source_BS: Tensor,
+        target_BT: Tensor,
+        real_BS: Tensor | None = None,
+        documents: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Source and shifted target ids → hidden vectors (B, T, D) that predict the next target token.
+
+        `real` is true where the source is not padding; None where nothing is. Padding at the end of the target needs no
+        mask: no earlier position sees it. `documents` numbers those packed into a row, of source (B, S) and target.
+        """
+        source_documents, target_documents = documents or (None, None)
+        memory_BSD = self.encode(source_BS, real_BS, source_documents)
+        seen = None
+        if documents is not None:
+            seen = may_see(
+                target_BT.shape[1],
+                source_BS.shape[1],
+                source_BS.device,
+                real_BS=real_BS,
+                documents=(documents[1], documents[0]),
+            )
+        return self.decoder(
+            self.embed(target_BT),
+            documents_BL=target_documents,
+            memory_BSD=memory_BSD,
+            memory_visibility=Visibility(seen) if documents is not None else self._memory_visibility(real_BS),
+        )
+
+    def encode(self, source_BS: Tensor, real_BS: Tensor | None = None, documents_BS: Tensor | None = None) -> Tensor:
+        """Source ids → memory (B, S, D)."""
+        return self.encoder(self.embed(source_BS), real_BS=real_BS, documents_BL=documents_BS)
+
+    def begin(self, source_BS: Tensor, real_BS: Tensor | None = None) -> DecodingState:
+        """Reads the source; `step` writes from there."""
+        caches = [LayerCache() for _ in self.decoder.blocks]
+        return DecodingState(caches, memory_BSD=self.encode(source_BS, real_BS), real_BS=real_BS)
+
+    def step(self, target_BT: Tensor, state: DecodingState) -> Tensor:
+        """The next tokens → their hidden vectors (B, T, D)."""
+        hidden_BTD = self.decoder(
+            self.embed(target_BT),
+            memory_BSD=state.memory_BSD,
+            memory_visibility=self._memory_visibility(state.real_BS),
+            caches=state.caches,
+            start=state.start,
+        )
+        state.start += target_BT.shape[1]
+        return hidden_BTD
+
+    @staticmethod
+    def _memory_visibility(real_BS: Tensor | None) -> Visibility:
+        return Visibility(None if real_BS is None else real_BS[:, None, None, :])
+
+
+_ARCHITECTURES = {"encoder": Encoder, "decoder": Decoder, "encoder_decoder": EncoderDecoder}
+
+
+def make_model(config: TransformerConfig) -> Encoder | Decoder | EncoderDecoder:
+    """A model of `config.architecture` with freshly drawn weights."""
+    return _ARCHITECTURES[config.architecture](config)  # type: ignore[return-value]
 
 
 def count_parameters(model: nn.Module) -> int:

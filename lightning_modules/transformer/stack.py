@@ -1,0 +1,128 @@
+"""A stack of blocks with its positions and last normalisation: the encoder's, or the decoder's."""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lightning_modules.transformer.attention import LayerCache
+from lightning_modules.transformer.config import TransformerConfig
+from lightning_modules.transformer.layers import Block, make_norm
+from lightning_modules.transformer.masks import Visibility, document_blocks, may_see
+from lightning_modules.transformer.positions import (
+    AlibiBias,
+    LearnedPositions,
+    RelativeBias,
+    RotaryPositions,
+    SinusoidalPositions,
+)
+
+
+class Stack(nn.Module):
+    """Embeddings in, hidden vectors out; `causal` hides the future, `cross` lets each block see a memory."""
+
+    def __init__(self, config: TransformerConfig, layers: int, causal: bool, cross: bool) -> None:
+        super().__init__()
+        self.config, self.causal = config, causal
+        self.positions: SinusoidalPositions | LearnedPositions | None = None
+        self.rotary: RotaryPositions | None = None
+        self.bias: AlibiBias | RelativeBias | None = None
+        match config.positions:
+            case "sinusoidal":
+                self.positions = SinusoidalPositions(config.d_model)
+            case "learned":
+                self.positions = LearnedPositions(config.max_length, config.d_model)
+            case "rotary":
+                self.rotary = RotaryPositions(config.width_of_heads, config.rotary_base, config.rotary_scaling)
+            case "alibi":
+                self.bias = AlibiBias(config.heads)
+            case "relative":
+                buckets, distance = config.relative_buckets, config.relative_distance
+                self.bias = RelativeBias(config.heads, buckets, distance, bidirectional=not causal)
+        self.embedding_norm = make_norm(config) if config.embedding_norm else nn.Identity()
+        self.blocks = nn.ModuleList(Block(config, cross) for _ in range(layers))
+        # Before-the-part normalisation leaves the sum of all layers unnormalised: the stack ends with one more.
+        self.norm = make_norm(config) if config.norm == "pre" else nn.Identity()
+        # Packed documents by flex attention instead of a dense mask: only compiled for a GPU is it the faster one.
+        self.packs_with_flex: bool | None = None
+
+    def forward(
+        self,
+        x_BLD: Tensor,
+        *,
+        real_BS: Tensor | None = None,
+        documents_BL: Tensor | None = None,
+        prefix: int = 0,
+        memory_BSD: Tensor | None = None,
+        memory_visibility: Visibility | None = None,
+        caches: list[LayerCache] | None = None,
+        start: int = 0,
+    ) -> Tensor:
+        """(B, L, D) → (B, L, D).
+
+        With `caches`, x are the columns from `start` on, and `real` covers the earlier ones too. Raises ValueError
+        where learned positions end before the sequence does.
+        """
+        end = start + x_BLD.shape[1]
+        if self.positions is not None:
+            if self.config.positions == "learned" and end > self.config.max_length:
+                raise ValueError(
+                    f"a sequence of {end} tokens is longer than model.max_length ({self.config.max_length}), where its "
+                    "learned positions end"
+                )
+            positions_BL = _positions(start, end, real_BS, documents_BL, x_BLD.device)
+            x_BLD = self.positions(x_BLD, positions_BL)
+        x_BLD = functional.dropout(self.embedding_norm(x_BLD), self.config.dropout, self.training)
+        visibility = self._visibility(x_BLD, start, real_BS, documents_BL, prefix)
+        turns = None if self.rotary is None else self.rotary(torch.arange(start, end, device=x_BLD.device))
+        for number, block in enumerate(self.blocks):
+            cache = None if caches is None else caches[number]
+            x_BLD = block(x_BLD, visibility, turns, memory_BSD, memory_visibility, cache)
+        return self.norm(x_BLD)
+
+    @property
+    def last(self) -> Block:
+        """The block on top."""
+        return cast(Block, self.blocks[-1])
+
+    def _visibility(
+        self, x_BLD: Tensor, start: int, real_BS: Tensor | None, documents_BL: Tensor | None, prefix: int
+    ) -> Visibility:
+        new, device, window = x_BLD.shape[1], x_BLD.device, self.config.window
+        causal = self.causal and new > 1  # the newest column sees all of the past anyway
+        bias_BHLS = None
+        if self.bias is not None:
+            key_S = torch.arange(start + new, device=device)
+            bias_BHLS = self.bias(key_S[start:], key_S)
+        elif causal and not start and not prefix and window is None and real_BS is None and documents_BL is None:
+            return Visibility(causal=True)
+        flex = x_BLD.is_cuda if self.packs_with_flex is None else self.packs_with_flex
+        plain = real_BS is None and not prefix and not start and not self.config.attention_dropout
+        if flex and plain and documents_BL is not None:
+            return Visibility(bias_BHLS=bias_BHLS, blocks=document_blocks(documents_BL, causal, window))
+        allowed_BHLS = may_see(
+            new,
+            start + new,
+            device,
+            causal=causal,
+            window=window,
+            real_BS=real_BS,
+            prefix=prefix,
+            documents=None if documents_BL is None else (documents_BL, documents_BL),
+        )
+        return Visibility(allowed_BHLS, bias_BHLS)
+
+
+def _positions(
+    start: int, end: int, real_BS: Tensor | None, documents_BL: Tensor | None, device: torch.device
+) -> Tensor:
+    """Positions (B or 1, L) of the columns from `start` on: counted in each document, padding left out."""
+    if documents_BL is not None:
+        column_L = torch.arange(end, device=device)
+        first_BL = torch.ones_like(documents_BL, dtype=torch.bool)
+        first_BL[:, 1:] = documents_BL[:, 1:] != documents_BL[:, :-1]
+        return column_L - (column_L * first_BL).cummax(dim=1).values
+    if real_BS is not None:
+        return (real_BS.long().cumsum(dim=1) - 1).clamp(min=0)[:, start:]
+    return torch.arange(start, end, device=device)[None]

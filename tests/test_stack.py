@@ -1,0 +1,167 @@
+"""Who influences whom through a stack, found by gradients; documents packed into a row against each by itself."""
+
+from collections.abc import Sequence
+from typing import Any, get_args
+
+import pytest
+import torch
+from tiny import VOCAB_SIZE, model
+from torch import Tensor
+
+from lightning_modules.transformer.config import Positions
+
+SCHEMES = get_args(Positions)
+FIRST_FALSE = torch.arange(8) >= torch.tensor([[0], [3]])  # as a decoder's source is padded
+LAST_FALSE = torch.arange(8) < torch.tensor([[8], [5]])
+DOCUMENTS = torch.tensor([[1, 1, 1, 2, 2, 3, 3, 3], [4, 4, 4, 4, 4, 5, 0, 0]])
+CASES: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "padding first": {"real_BS": FIRST_FALSE},
+    "padding last": {"real_BS": LAST_FALSE},
+    "documents": {"documents_BL": DOCUMENTS},
+    "documents and padding": {"documents_BL": DOCUMENTS, "real_BS": DOCUMENTS != 0},
+    "a prefix": {"prefix": 4},
+    "a padded prefix": {"prefix": 4, "real_BS": FIRST_FALSE},
+}
+
+
+def one_layer(architecture: str, **changes: Any) -> Any:
+    """A stack of one layer, in which what a vector sees is what changes it."""
+    made = model(architecture=architecture, encoder_layers=1, decoder_layers=1, **changes).double()
+    return made.encoder if architecture == "encoder" else made.decoder
+
+
+def influence(stack: Any, **given: Any) -> Tensor:
+    """(B, L, S), true where the output at l changes with the input at s."""
+    torch.manual_seed(1)
+    x_BLD = torch.randn(2, 8, 32, dtype=torch.float64, requires_grad=True)
+    out_BLD = stack(x_BLD, **given)
+    weighting_BD, rows = torch.randn(2, 32, dtype=torch.float64), []
+    for position in range(8):
+        (gradient,) = torch.autograd.grad((out_BLD[:, position] * weighting_BD).sum(), x_BLD, retain_graph=True)
+        rows.append(gradient.abs().amax(-1) > 0)
+    return torch.stack(rows, dim=1)
+
+
+@pytest.mark.parametrize("window", [None, 1, 3])
+@pytest.mark.parametrize("positions", ["rotary", "relative"])  # without scores of its own, and with
+@pytest.mark.parametrize(
+    ("architecture", "case"),
+    [(a, c) for a in ("encoder", "decoder") for c in CASES if a == "decoder" or "prefix" not in c],
+)
+def test_a_vector_changes_with_those_it_may_see_and_no_other(
+    architecture: str, case: str, positions: str, window: int | None
+) -> None:
+    given, causal = CASES[case], architecture == "decoder"
+    got = influence(one_layer(architecture, positions=positions, window=window), **given)
+    real, documents, prefix = given.get("real_BS"), given.get("documents_BL"), given.get("prefix", 0)
+    for row in range(2):
+        for query in range(8):
+            for key in range(8):
+                expected = (
+                    (not causal or key <= query or key < prefix)
+                    and (window is None or abs(query - key) < window)
+                    and (real is None or bool(real[row, key]))
+                    and (documents is None or bool(documents[row, query] == documents[row, key]))
+                )
+                assert bool(got[row, query, key]) == (expected or query == key), (row, query, key)
+
+
+def packed(seed: int, rows: Sequence[Sequence[int]], length: int) -> tuple[Tensor, Tensor]:
+    """Random ids (B, L) and the number of the document of each; what is left of a row is padding, numbered 0."""
+    torch.manual_seed(seed)
+    ids, documents = torch.zeros(2, len(rows), length, dtype=torch.long)
+    for row, lengths in enumerate(rows):
+        end = sum(lengths)
+        ids[row, :end] = torch.randint(5, VOCAB_SIZE, (end,))
+        documents[row, :end] = torch.repeat_interleave(torch.arange(len(lengths)) + 1, torch.tensor(lengths))
+    return ids, documents
+
+
+SOURCE, SOURCE_DOCUMENTS = packed(1, [[5, 3, 4], [1, 7], [2, 2, 2]], 12)
+TARGET, TARGET_DOCUMENTS = packed(2, [[2, 4, 3], [6, 2], [1, 5, 3]], 10)
+OPTIONS: list[tuple[dict[str, Any], bool]] = [
+    ({}, False),
+    ({"window": 3}, True),
+    ({"key_value_heads": 2, "qk_norm": True, "norm": "post"}, False),
+]
+
+
+def hidden_of_packed(made: Any, with_real: bool) -> tuple[Tensor, Tensor]:
+    """Hidden vectors of packed rows, and the documents that they belong to."""
+    real = SOURCE != 0 if with_real else None
+    if made.config.architecture == "encoder":
+        return made(SOURCE, real, SOURCE_DOCUMENTS), SOURCE_DOCUMENTS
+    if made.config.architecture == "decoder":
+        return made(SOURCE[:, :0], SOURCE, documents_BL=SOURCE_DOCUMENTS), SOURCE_DOCUMENTS
+    return made(SOURCE, TARGET, real, (SOURCE_DOCUMENTS, TARGET_DOCUMENTS)), TARGET_DOCUMENTS
+
+
+def hidden_alone(made: Any, row: int, document: int) -> Tensor:
+    source = SOURCE[row, SOURCE_DOCUMENTS[row] == document][None]
+    if made.config.architecture == "encoder":
+        return made(source)[0]
+    if made.config.architecture == "decoder":
+        return made(source[:, :0], source)[0]
+    return made(source, TARGET[row, TARGET_DOCUMENTS[row] == document][None])[0]
+
+
+@pytest.mark.parametrize(("changes", "with_real"), OPTIONS)
+@pytest.mark.parametrize("positions", SCHEMES)
+@pytest.mark.parametrize("architecture", ["encoder", "decoder", "encoder_decoder"])
+def test_a_document_is_read_in_a_packed_row_as_by_itself(
+    architecture: str, positions: str, changes: dict[str, Any], with_real: bool
+) -> None:
+    made = model(3, architecture=architecture, positions=positions, max_length=12, **changes)
+    with torch.no_grad():
+        hidden, documents = hidden_of_packed(made, with_real)
+        assert hidden.isfinite().all()
+        for row in range(3):
+            for document in range(1, int(documents[row].max()) + 1):
+                alone = hidden_alone(made, row, document)
+                torch.testing.assert_close(hidden[row, documents[row] == document], alone, atol=2e-5, rtol=1e-5)
+
+
+def test_a_decoder_packs_across_source_and_target() -> None:
+    made = model(3, architecture="decoder")
+    whole, _ = hidden_of_packed(made, with_real=False)
+    part = made(SOURCE[:, :5], SOURCE[:, 5:], documents_BL=SOURCE_DOCUMENTS)
+    torch.testing.assert_close(part, whole[:, 5:])
+
+
+@pytest.mark.parametrize("architecture", ["encoder", "decoder", "encoder_decoder"])
+def test_without_their_numbers_documents_do_disturb_each_other(architecture: str) -> None:
+    """Else the tests above would hold for a model that reads nothing but the token itself."""
+    made = model(3, architecture=architecture)
+    hidden, documents = hidden_of_packed(made, with_real=True)
+    inputs = {"encoder": (SOURCE,), "decoder": (SOURCE[:, :0], SOURCE), "encoder_decoder": (SOURCE, TARGET)}
+    assert (
+        not torch.isclose(made(*inputs[architecture])[documents == 2], hidden[documents == 2], atol=1e-3).all(-1).any()
+    )
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("positions", SCHEMES)
+@pytest.mark.parametrize(
+    ("architecture", "changes"),
+    [
+        ("encoder", {"window": 3}),
+        ("decoder", {"key_value_heads": 2, "qk_norm": True, "scale_attention": False}),
+        ("encoder_decoder", {}),
+    ],
+)
+def test_packed_rows_by_flex_attention_are_the_same(architecture: str, positions: str, changes: dict[str, Any]) -> None:
+    """Its gradient exists on GPUs alone."""
+    made = model(3, architecture=architecture, positions=positions, max_length=12, **changes)
+    stacks = [getattr(made, name) for name in ("encoder", "decoder") if hasattr(made, name)]
+    used: list[bool] = []
+    for stack in stacks:
+        stack.blocks[0].register_forward_pre_hook(lambda _, inputs: used.append(inputs[1].blocks is not None))
+    with torch.no_grad():
+        dense, documents = hidden_of_packed(made, with_real=False)
+        for stack in stacks:
+            stack.packs_with_flex = True
+        flexed, _ = hidden_of_packed(made, with_real=False)
+    torch.testing.assert_close(flexed[documents != 0], dense[documents != 0], atol=1e-5, rtol=1e-5)
+    assert flexed.isfinite().all()
+    assert used == [False] * len(stacks) + [True] * len(stacks)
