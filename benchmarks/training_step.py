@@ -19,27 +19,26 @@ def measure(keep: bool) -> tuple[float, float]:
     import torch
 
     from lightning_modules.allocator import keep_memory
-    from lightning_modules.loss import sequence_loss
+    from lightning_modules.batching import make_batch
+    from lightning_modules.loss import batch_loss
     from lightning_modules.model_folder import new_model
     from lightning_modules.objectives import SpanCorruption
     from lightning_modules.optim import adamw
     from stages.params import load_params
-    from stages.pretrain import SENTINELS, model_config
 
     if keep:
         keep_memory()
     params = load_params(Path("params.yaml"))
     section, vocab_size = params.pretrain, params.tokenizer.vocab_size
-    model = new_model(model_config(params, vocab_size), params.seed)
+    model = new_model(params.model.config(vocab_size=vocab_size), params.seed)
     optimizer = adamw(model, section.learning_rate, section.weight_decay)
-    objective = SpanCorruption(section.corruption_rate, section.mean_span_length, 5, SENTINELS, model.config.eos_id)
+    objective = SpanCorruption(section.corruption_rate, section.mean_span_length, 5, 64, model.config.eos_id)
     rng = np.random.default_rng(params.seed)
     for step in range(WARM_STEPS + STEPS):
         if step == WARM_STEPS:
             began, faults = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         rows = rng.integers(100, vocab_size, (section.batch_size, section.sequence_length))
-        source, target = (torch.from_numpy(ids) for ids in objective(rows, rng))
-        loss, tokens = sequence_loss(model, source, target, None, label_smoothing=0.0)
+        loss, tokens = batch_loss(model, make_batch(*objective(rows, rng), model.config), label_smoothing=0.0)
         (loss / tokens).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), section.gradient_clip)
         optimizer.step()
