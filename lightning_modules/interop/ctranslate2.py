@@ -24,6 +24,7 @@ from typing import Any, Literal
 from tokenizers import Tokenizer
 
 from lightning_modules.errors import PipelineError
+from lightning_modules.interop.command import exit_status
 from lightning_modules.interop.ctranslate2_parity import compare, longest_source
 from lightning_modules.interop.ctranslate2_spec import make_spec, refusals
 from lightning_modules.interop.folders import new_folder
@@ -98,13 +99,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quantization", choices=["float32", "int8"], default="float32", help="of the matrices")
     parser.add_argument("--sample", type=Path, metavar="FILE", help="texts to compare on, one a line")
     chosen = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         texts = read_sample(chosen.sample) if chosen.sample else ()
         export(chosen.model_folder, chosen.output, chosen.quantization, texts)
-    except PipelineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":

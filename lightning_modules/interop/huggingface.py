@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_modules.errors import PipelineError
+from lightning_modules.interop.command import exit_status
 from lightning_modules.interop.folders import new_folder
 from lightning_modules.interop.hf_card import card
 from lightning_modules.interop.hf_mapping import family_of, from_hugging_face, to_hugging_face
@@ -142,20 +143,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for command in (exported, imported):
         command.add_argument("output", type=Path, metavar="OUTPUT", help="the folder to write; must not be there yet")
     chosen = parser.parse_args(arguments)
-    try:
-        import transformers
+    import transformers
 
-        transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # or else it tells of every try to reach the Hub
-        if chosen.command == "export":
-            export(chosen.model_folder, chosen.output)
-        else:
-            import_model(chosen.source, chosen.output)
-    except PipelineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # or else it tells of every try to reach the Hub
+    if chosen.command == "export":
+        return exit_status(lambda: export(chosen.model_folder, chosen.output))
+    return exit_status(lambda: import_model(chosen.source, chosen.output))
 
 
 if __name__ == "__main__":

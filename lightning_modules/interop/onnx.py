@@ -24,6 +24,7 @@ from torch.export import Dim
 
 from lightning_modules.batching import pad, source_tensors
 from lightning_modules.errors import PipelineError
+from lightning_modules.interop.command import exit_status
 from lightning_modules.interop.folders import new_folder
 from lightning_modules.interop.samples import sample_rows
 from lightning_modules.model_folder import Model, load_model, load_tokenizer
@@ -196,12 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which nothing here needs
     warnings.simplefilter("ignore")  # torch's own, about its inner workings
-    try:
-        export(chosen.model_folder, chosen.output)
-    except PipelineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_status(lambda: export(chosen.model_folder, chosen.output))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,16 @@
+"""How a command line here ends: 0 done, 1 a wrong input, with one line on stderr."""
+
+import sys
+from collections.abc import Callable
+
+from lightning_modules.errors import PipelineError
+
+
+def exit_status(work: Callable[[], None]) -> int:
+    """Does the work, and says in one line what was wrong with its input."""
+    try:
+        work()
+    except PipelineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
