@@ -111,7 +111,7 @@ def test_special_tokens_are_those_of_the_published_configuration() -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "named"),
     [
-        ("marian", {"activation_function": "swish"}, "activation swish"),
+        ("marian", {"activation_function": "quick_gelu"}, "activation quick_gelu"),
         ("marian", {"share_encoder_decoder_embeddings": False}, "share_encoder_decoder_embeddings"),
         ("bart", {"decoder_attention_heads": 8}, "encoder_attention_heads 4 and decoder_attention_heads 8"),
         ("t5", {"feed_forward_proj": "gated-relu"}, "activation gated-relu"),

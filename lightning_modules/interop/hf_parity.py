@@ -55,21 +55,16 @@ def largest_difference(ours: Encoder | Decoder | EncoderDecoder, theirs: Any, ro
         return _difference(ours.logits(ours(source_BS, target_BT, real_BS)), theirs_BTV, written_BT)
     alone_BTV = theirs(input_ids=target_BT, attention_mask=written_BT.long(), use_cache=False).logits
     alone = _difference(ours.logits(ours(target_BT[:, :0], target_BT)), alone_BTV, written_BT)
-    return max(alone, _continued(ours, theirs, _padded(rows, pad, left=True), target_BT))
+    # Sources one by one: padded on the left, rotary angles are those of other columns, and rounded otherwise.
+    return max(alone, *(_continued(ours, theirs, row, target) for row, target in zip(rows, target_BT, strict=True)))
 
 
-def _continued(ours: Decoder, theirs: Any, sources: tuple[Tensor, Tensor], target_BT: Tensor) -> float:
-    """The difference on targets that follow sources, whose padding stands on the left as in generation."""
-    source_BS, real_BS = sources
-    mask_BL = torch.cat([real_BS, torch.ones_like(target_BT, dtype=torch.bool)], dim=1)
-    theirs_BTV = theirs(
-        input_ids=torch.cat([source_BS, target_BT], dim=1),
-        attention_mask=mask_BL.long(),
-        position_ids=(mask_BL.long().cumsum(dim=1) - 1).clamp(min=0),
-        use_cache=False,
-    ).logits[:, source_BS.shape[1] :]
-    ours_BTV = ours.logits(ours(source_BS, target_BT, real_BS))
-    return _difference(ours_BTV, theirs_BTV, torch.ones_like(target_BT, dtype=torch.bool))
+def _continued(ours: Decoder, theirs: Any, source: list[int], target_T: Tensor) -> float:
+    """The difference on a target that follows a source."""
+    source_1S, target_1T = torch.tensor([source]), target_T[None]
+    theirs_1TV = theirs(input_ids=torch.cat([source_1S, target_1T], dim=1), use_cache=False).logits[:, len(source) :]
+    ours_1TV = ours.logits(ours(source_1S, target_1T))
+    return _difference(ours_1TV, theirs_1TV, torch.ones_like(target_1T, dtype=torch.bool))
 
 
 def _shifted(rows: list[list[int]], bos: int) -> list[list[int]]:
@@ -77,15 +72,11 @@ def _shifted(rows: list[list[int]], bos: int) -> list[list[int]]:
     return [[bos, *row][: len(row)] for row in (*rows[1:], rows[0])]
 
 
-def _padded(rows: list[list[int]], pad: int, left: bool = False) -> tuple[Tensor, Tensor]:
+def _padded(rows: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:
     """Ids (B, L), and (B, L) true where they are not padding."""
     longest = max(map(len, rows))
-    blank = [longest - len(row) for row in rows]
-    ids = [[pad] * n + row if left else row + [pad] * n for row, n in zip(rows, blank, strict=True)]
-    real = [
-        [False] * n + [True] * len(row) if left else [True] * len(row) + [False] * n
-        for row, n in zip(rows, blank, strict=True)
-    ]
+    ids = [row + [pad] * (longest - len(row)) for row in rows]
+    real = [[True] * len(row) + [False] * (longest - len(row)) for row in rows]
     return torch.tensor(ids), torch.tensor(real)
 
 
