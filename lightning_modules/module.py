@@ -10,14 +10,15 @@ from torch import Tensor
 from lightning_modules.batching import Batch
 from lightning_modules.loss import batch_loss
 from lightning_modules.model_folder import Model
-from lightning_modules.optim import adamw, learning_rate_share
+from lightning_modules.optim import OPTIMIZERS, learning_rate_share
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train: steps, the highest learning rate and its schedule, regularisation, seed."""
+    """How to train: steps, optimiser, the highest learning rate and its schedule, regularisation, seed."""
 
     steps: int
+    optimizer: str
     learning_rate: float
     schedule: str
     warmup_steps: int
@@ -68,9 +69,9 @@ class TransformerModule(pl.LightningModule):
         self.log("validation_loss", nats / tokens, rank_zero_only=False)
 
     def configure_optimizers(self) -> Any:
-        """AdamW, its learning rate set anew each step by the schedule."""
+        """The optimiser, its learning rate set anew each step by the schedule."""
         recipe = self.recipe
-        optimizer = adamw(self.model, recipe.learning_rate, recipe.weight_decay)
+        optimizer = OPTIMIZERS[recipe.optimizer](self.model, recipe.learning_rate, recipe.weight_decay)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_share(recipe.schedule, step, recipe.warmup_steps, recipe.steps)
         )

@@ -128,7 +128,8 @@ else:  # the fields stand once, in TransformerConfig
 class Training(Section):
     """What pre-training and fine-tuning share: the optimiser, checkpoints, the devices."""
 
-    schedule: Literal["inverse_sqrt", "linear"]
+    optimizer: Literal["adamw", "muon", "adafactor"]
+    schedule: Literal["inverse_sqrt", "linear", "cosine", "wsd", "constant"]
     warmup_steps: CountOrZero
     weight_decay: Annotated[float, Field(ge=0)]
     gradient_clip: Positive

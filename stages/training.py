@@ -65,6 +65,7 @@ def recipe(section: Training, steps: int, learning_rate: float, label_smoothing:
     """How to train: what a section of params.yaml says for all its trainings, and what is this one's own."""
     return Recipe(
         steps=steps,
+        optimizer=section.optimizer,
         learning_rate=learning_rate,
         schedule=section.schedule,
         warmup_steps=section.warmup_steps,

@@ -134,6 +134,7 @@ def pairs_split(folder: Path, seed: int = 1, **changes: Any) -> TextPairs:
 def recipe(**changes: Any) -> Recipe:
     settings = {
         "steps": 10,
+        "optimizer": "adamw",
         "learning_rate": 5e-3,
         "schedule": "inverse_sqrt",
         "warmup_steps": 3,
