@@ -1,0 +1,191 @@
+"""What a training step costs, told before it runs: parameters, floating-point operations (FLOPs), bytes of memory.
+
+Arithmetic on the configuration and a batch's shape; only counting parameters makes the model, without memory for its
+weights. Milliseconds, also for a model of billions. tests/test_flops.py counts real steps.
+
+A FLOP is an addition or a multiplication in a product of matrices, as in Kaplan et al. 2020 (arXiv:2001.08361, table 1)
+and Chowdhery et al. 2022 (PaLM, arXiv:2204.02311, appendix B): what norms, activations and the optimiser do is left
+out, and the share of a device's peak that a training reaches in these FLOPs is PaLM's "model FLOPs utilisation".
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+from lightning_modules.transformer.config import GATED, TransformerConfig
+
+AVERAGES = {"adamw": (8, 8), "muon": (4, 8), "adafactor": (0, 0)}  # bytes a parameter in the blocks, and elsewhere
+ORTHOGONAL_STEPS = 5  # of Newton and Schulz in a step of Muon
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A batch: `rows` of `source` and `target` tokens, and over all rows `predicted` positions with a vocabulary head.
+
+    An encoder has a source alone; a decoder reads source and target as one sequence.
+    """
+
+    rows: int
+    source: int
+    target: int
+    predicted: int
+
+    def stacks(self, config: TransformerConfig) -> list[tuple[int, int, int]]:
+        """(Layers, tokens in a row, tokens in a row of the memory that it attends to) of each stack of the model."""
+        match config.architecture:
+            case "encoder":
+                return [(config.encoder_layers, self.source, 0)]
+            case "decoder":
+                return [(config.decoder_layers, self.source + self.target, 0)]
+            case _:
+                return [
+                    (config.encoder_layers, self.source, 0),
+                    (config.decoder_layers, self.target, self.source),
+                ]
+
+
+def parameters(config: TransformerConfig) -> dict[str, int]:
+    """Parameters by part, each tied one once: embeddings (of tokens, positions, segments), encoder, decoder, head."""
+    import torch
+
+    from lightning_modules.transformer.model import make_model
+
+    with torch.device("meta"):
+        model = make_model(config)
+    counts = dict.fromkeys(("embeddings", "encoder", "decoder", "head"), 0)
+    for name, parameter in model.named_parameters():
+        part = name.split(".")[0]
+        counts[part if part in counts and ".positions." not in name else "embeddings"] += parameter.numel()
+    return counts
+
+
+def step_flops(config: TransformerConfig, shape: Shape) -> int:
+    """FLOPs of one training step: the forward pass, and twice that for the gradients of inputs and of weights.
+
+    Attention counts every score, also those that a mask or the causal order hides (PaLM's count; kernels that skip
+    hidden blocks do less), and nothing that a kernel computes twice. The vocabulary head counts at the predicted
+    positions only, where it runs. Looking up an embedding costs nothing; composing one from characters counts for each
+    token of the batch as if all were distinct, up to the vocabulary: the most it can be.
+    """
+    forward = sum(_stack_flops(config, shape.rows, *stack) for stack in shape.stacks(config))
+    head = config.vocab_size + (config.d_model if config.output_transform else 0)
+    forward += 2 * shape.predicted * config.d_model * head
+    if config.embeddings == "characters":
+        forward += 2 * _distinct(config, shape) * sum(_character_sizes(config)[:2])
+    return 3 * forward
+
+
+def _stack_flops(config: TransformerConfig, rows: int, layers: int, length: int, memory: int) -> int:
+    width, heads = config.d_model, config.heads * config.width_of_heads  # of the residual, of all queries
+    keys_values = 2 * config.groups * config.width_of_heads
+    token = width * (2 * heads + keys_values) + width * config.d_ff * (3 if config.activation in GATED else 2)
+    products = length * token + 2 * length * length * heads  # scores, then values
+    if memory:
+        products += length * width * 2 * heads + memory * width * keys_values + 2 * length * memory * heads
+    return 2 * rows * layers * products
+
+
+def optimizer_flops(config: TransformerConfig, optimizer: str) -> int:
+    """FLOPs of the optimiser's products of matrices in a step, on each device: Muon's, which makes those of the blocks
+    orthogonal (Jordan et al. 2024); no other has any worth counting."""
+    if optimizer != "muon":
+        return 0
+    width, heads, groups = config.d_model, config.heads * config.width_of_heads, config.groups * config.width_of_heads
+    attention = [(width, heads), (width, groups), (width, groups), (width, heads)]
+    feed_forward = [(width, config.d_ff)] * (3 if config.activation in GATED else 2)
+    encoder = attention + feed_forward
+    decoder = encoder + (attention if config.architecture == "encoder_decoder" else [])
+    matrices = config.encoder_layers * encoder if config.architecture != "decoder" else []
+    matrices += config.decoder_layers * decoder if config.architecture != "encoder" else []
+    sides = [(min(sides), max(sides)) for sides in matrices]
+    return ORTHOGONAL_STEPS * sum(2 * short**2 * (2 * long + short) for short, long in sides)
+
+
+def state_bytes(counts: dict[str, int], optimizer: str, half: bool, processes: int) -> int:
+    """Bytes on each device of parameters by part, their gradients, and the optimiser's averages, all fp32.
+
+    Adafactor's sums of rows and columns are left out. `half` is bf16 autocast, which keeps a copy of the weights for
+    the step; several processes (DDP) exchange gradients through buckets of the same size.
+    """
+    blocks, elsewhere = AVERAGES[optimizer]
+    count = sum(counts.values())
+    inside = counts["encoder"] + counts["decoder"]
+    kept = inside * blocks + (count - inside) * elsewhere
+    return count * (8 + (2 if half else 0) + (4 if processes > 1 else 0)) + kept
+
+
+def activation_bytes(config: TransformerConfig, shape: Shape, half: bool, gpu: bool) -> int:
+    """Bytes that a forward pass keeps for the backward pass, the logits aside.
+
+    After Korthikanti et al. 2022 (arXiv:2205.05198, section 4.1), with this model's parts: fused attention keeps
+    queries, keys, values and its output; scores only where T5's learned bias needs them for its gradient, and where
+    attention drops some on a CPU, which has no fused kernel for that. `half` is bf16 autocast: what enters a product
+    has 2 bytes, what enters a normalisation 4. Not counted: masks (at most a few bytes a pair of tokens and head, once
+    for all layers), and what kernels need for moments.
+    """
+    small = 2 if half else 4
+    total = sum(_stack_bytes(config, shape.rows, *stack, half, gpu) for stack in shape.stacks(config))
+    if config.embeddings == "characters":
+        total += small * _distinct(config, shape) * _character_sizes(config)[2]
+    return total + shape.predicted * config.d_model * (small + (small + 8 if config.output_transform else 0))
+
+
+def batch_bytes(config: TransformerConfig, shape: Shape, half: bool, gpu: bool) -> int:
+    """Bytes that a batch needs at the peak: what is kept for the backward pass, and the logits."""
+    return activation_bytes(config, shape, half, gpu) + logit_bytes(config, shape, half)
+
+
+def logit_bytes(config: TransformerConfig, shape: Shape, half: bool) -> int:
+    """Bytes of the predictions at their peak: scores and their logarithms, then these and their gradient, all fp32.
+
+    bf16 adds the scores as the product gave them.
+    """
+    return shape.predicted * config.vocab_size * (10 if half else 8)
+
+
+def _stack_bytes(
+    config: TransformerConfig, rows: int, layers: int, length: int, memory: int, half: bool, gpu: bool
+) -> int:
+    small = 2 if half else 4  # bytes of a number that enters a product
+    width, heads, groups = config.d_model, config.heads * config.width_of_heads, config.groups * config.width_of_heads
+    # A normalisation keeps its input; the root mean square, where it is several kernels, also the normalised input.
+    norm = 4 * width * (2 if config.norm_type == "rms" else 1)
+    residual = norm + (small * width if config.dropout else 0)
+    # Autocast makes one copy of a norm's result for the queries, one for keys and values.
+    entering = small * width * (2 if half else 1)
+    attention = entering + small * (2 * heads + 2 * groups)  # queries and output, keys and values
+    attention += small * groups if config.positions == "rotary" or config.qk_norm else 0
+    attention += 4 * (2 * heads + groups) if config.qk_norm else 0
+    inner = 4 if config.activation in GATED else 1 if config.activation == "relu" else 2
+    token = 2 * residual + attention + small * (width + inner * config.d_ff)
+    kept = 3 if config.attention_dropout and not gpu else 0  # matrices of scores
+    layer = length * token + 4 * config.heads * length * length * (kept or config.positions == "relative")
+    if memory:
+        layer += length * (residual + small * (width + 2 * heads) + (8 * heads if config.qk_norm else 0))
+        layer += memory * (2 * small * groups + (small * width if half else 0) + (8 * groups if config.qk_norm else 0))
+        layer += 4 * config.heads * length * memory * kept
+    ends = (config.norm == "pre") + config.embedding_norm
+    return rows * (layers * layer + length * (ends * norm + residual - norm))
+
+
+def _distinct(config: TransformerConfig, shape: Shape) -> int:
+    """The most distinct tokens that the embedding can meet, summed over its calls."""
+    return sum(min(shape.rows * length, config.vocab_size) for _, length, _ in shape.stacks(config))
+
+
+@cache
+def _character_sizes(config: TransformerConfig) -> tuple[int, int, int]:
+    """Of composing one token from characters: multiplications of the filters, those behind them, numbers kept."""
+    import torch
+
+    from lightning_modules.transformer.embeddings import CharacterEmbedding
+
+    with torch.device("meta"):
+        made = CharacterEmbedding(config.vocab_size, config.token_characters, config.d_model)
+    filters = kept = 0
+    for layer in made.filters:
+        outputs, _, width = layer.weight.shape  # type: ignore[misc, union-attr]
+        places = config.token_characters + width - 1  # so many that each character meets each place of the filter
+        filters += layer.weight.numel() * places  # type: ignore[operator, union-attr]
+        kept += outputs * places
+    found = made.projection.in_features
+    return filters, made.highway.weight.numel() + made.projection.weight.numel(), kept + 6 * found
