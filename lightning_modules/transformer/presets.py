@@ -138,17 +138,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "small-encoder-decoder": _SMALL | {"architecture": "encoder_decoder", "norm": "pre"},
     "small-decoder": _SMALL | _MODERN | {"architecture": "decoder", "d_ff": 344},
-    "small-encoder": _SMALL
-    | {
-        "architecture": "encoder",
-        "positions": "learned",
-        "scale_embeddings": False,
-        "embedding_norm": True,
-        "activation": "gelu",
-        "output_transform": True,
-        "output_bias": True,
-        "initialization": "normal",
-    },
+    "small-encoder": _SMALL | {"architecture": "encoder", "norm": "pre"},
 }
 
 
