@@ -1,7 +1,8 @@
 """Multi-head attention (section 3.2 of the paper) over torch's fused scaled-dot-product kernel.
 
-Scores are never written to memory: 3.2× faster than the plain formula at 1,024 tokens on CPU, equal below 32. A bias
-that is learned (T5's) needs them for its gradient, and costs about twice as much.
+Scores are never written to memory: on a CPU 4.7× faster than the plain formula at 1,024 tokens, 2× at 32, masks and
+fixed biases included. A bias that is learned (T5's) needs them for its gradient, and is as slow as the plain formula
+(`python -m benchmarks.attention`).
 """
 
 from dataclasses import dataclass, field
