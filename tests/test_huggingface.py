@@ -17,7 +17,7 @@ from lightning_modules.transformer.model import make_model
 from lightning_modules.transformer.presets import preset
 
 PRESETS = ("vaswani-base", "bert-base", "gpt2", "t5-small", "bart-base", "llama-style", "modern")
-SMALL_PRESETS = ("small-encoder-decoder", "small-decoder", "small-encoder")
+SMALL_PRESETS = ("small-encoder-decoder", "small-decoder")  # small-encoder has its norms before, BERT after
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -79,6 +79,7 @@ def test_presets_have_a_counterpart(name: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
+        (BERT | {"norm": "pre"}, "norm pre"),
         ({"positions": "alibi"}, "positions alibi"),
         ({"positions": "none"}, "positions none"),
         ({"positions": "rotary"}, "positions rotary"),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from processes import still_works
 from toy_project import make_project, reproduce, run_flows, set_mode, start_flows, write_metrics
 
 from flows.server import answers
@@ -50,14 +51,6 @@ def test_a_server_that_does_not_answer(tmp_path: Path) -> None:
     assert "Traceback" not in output
 
 
-def still_works(process: psutil.Process) -> bool:
-    """Whether it has not ended; where no init fetches their exit status, orphans that have ended stay as zombies."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 def test_ctrl_c_stops_everything_and_the_same_command_goes_on(tmp_path: Path) -> None:
     process = start_flows(make_project(tmp_path, "checkpoints"), "--targets", "finetune@translation")
     deadline = time.monotonic() + 120
@@ -74,7 +67,7 @@ def test_ctrl_c_stops_everything_and_the_same_command_goes_on(tmp_path: Path) ->
     assert "Traceback" not in output
     assert (tmp_path / "checkpoint").read_text() == "saved"
     assert stage in {member.pid for member in family}
-    assert [member for member in family if still_works(member)] == []  # no orphan: stage, its children, server
+    assert [member for member in family if still_works(member.pid)] == []  # no orphan: stage, its children, server
     url = output.partition("Prefect UI: ")[2].split()[0]
     assert not answers(f"{url}/api")
     set_mode(tmp_path, "")

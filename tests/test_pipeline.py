@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-import psutil
 import pytest
+from processes import still_works
 from toy_project import make_project, run_flows, set_mode, start_flows, write_metrics
 
 from flows.server import prefect_server
@@ -143,7 +143,7 @@ def test_cancelling_in_the_ui_ends_the_training(api: str, project: Path) -> None
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, output
     assert (project / "checkpoint").exists()
-    assert not any(psutil.pid_exists(pid) for pid in pids)
+    assert not any(still_works(pid) for pid in pids)
     assert last_run(api)["state_type"] == "CANCELLED"
     ended = states(api, run)
     assert ended[TRANSLATION] == "Stopped"

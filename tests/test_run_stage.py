@@ -3,8 +3,8 @@ import threading
 import time
 from pathlib import Path
 
-import psutil
 import pytest
+from processes import still_works
 from toy_project import make_project, set_mode
 
 from flows import run_stage
@@ -43,7 +43,7 @@ def run_and_stop(folder: Path, runner: StageRunner) -> Result:
 def alive(folder: Path) -> list[int]:
     """Of the stage's process and its grandchild, those that still run."""
     pids = [int(pid) for pid in (folder / "pids").read_text().split()]
-    return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+    return [pid for pid in pids if still_works(pid)]
 
 
 def test_ran_unchanged_and_restored(tmp_path: Path) -> None:
