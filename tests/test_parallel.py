@@ -61,17 +61,19 @@ def test_a_killed_worker_is_one_clear_line() -> None:
 def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(
-        "import time\nfrom tqdm import tqdm\nfrom stages.parallel import ordered_results\n"
-        "def work(number):\n    print('working', flush=True)\n    time.sleep(600)\n"
+        "import os, time\nfrom tqdm import tqdm\nfrom stages.parallel import ordered_results\n"
+        "def work(number):\n    os.write(1, b'working\\n')\n    time.sleep(600)\n"  # in one piece: two write at once
         "if __name__ == '__main__':\n    list(ordered_results(work, range(2), 2, tqdm(disable=True)))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE, env=environment) as parent:
         assert parent.stdout
-        assert [parent.stdout.readline() for _ in range(2)] == [b"working\n"] * 2
-        workers = psutil.Process(parent.pid).children(recursive=True)
-        assert len(workers) >= 2
-        parent.kill()
+        try:
+            assert [parent.stdout.readline() for _ in range(2)] == [b"working\n"] * 2
+            workers = psutil.Process(parent.pid).children(recursive=True)
+            assert len(workers) >= 2
+        finally:
+            parent.kill()
         deadline = time.monotonic() + 30
         while any(still_works(worker.pid) for worker in workers):
             assert time.monotonic() < deadline
