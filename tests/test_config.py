@@ -81,7 +81,6 @@ def test_an_unknown_field_and_a_missing_one_are_errors() -> None:
 def test_the_widths_and_groups_that_others_decide() -> None:
     assert (config().width_of_heads, config(head_width=5).width_of_heads) == (8, 5)
     assert (config().groups, config(key_value_heads=2).groups) == (4, 2)
-    assert [config(encoder_layers=3, decoder_layers=5, architecture=a).layers for a in ("encoder", "decoder")] == [3, 5]
 
 
 def test_a_configuration_survives_plain_data_and_does_not_change() -> None:

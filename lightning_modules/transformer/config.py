@@ -87,11 +87,6 @@ class TransformerConfig:
         """Heads of keys and values."""
         return self.key_value_heads or self.heads
 
-    @property
-    def layers(self) -> int:
-        """Blocks from the input of the last stack to its output."""
-        return self.encoder_layers if self.architecture == "encoder" else self.decoder_layers
-
     def __post_init__(self) -> None:
         """Raises ValueError, with the name of the field first, for an impossible value or fields that contradict."""
         for check in (self._impossible, self._problems):

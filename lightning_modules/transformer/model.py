@@ -1,7 +1,7 @@
 """The three architectures, from the same blocks: encoder, decoder, and both together (section 3.1, figure 1).
 
 Each gives hidden vectors; `logits` turns those into scores. The head is apart from `forward`, so that training applies
-it only where something is to be predicted (1.35× a step on variable-length pairs, 1.4–1.6× for masked LM).
+it only where something is to be predicted.
 """
 
 from dataclasses import dataclass
