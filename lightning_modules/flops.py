@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from lightning_modules.transformer.config import GATED, TransformerConfig
+from lightning_modules.transformer.cross_entropy import GPU_PIECE, PIECE
 
 AVERAGES = {"adamw": (8, 8), "muon": (4, 8), "adafactor": (0, 0)}  # bytes a parameter in the blocks, and elsewhere
 ORTHOGONAL_STEPS = 5  # of Newton and Schulz in a step of Muon
@@ -131,15 +132,14 @@ def activation_bytes(config: TransformerConfig, shape: Shape, half: bool, gpu: b
 
 def batch_bytes(config: TransformerConfig, shape: Shape, half: bool, gpu: bool) -> int:
     """Bytes that a batch needs at the peak: what is kept for the backward pass, and the logits."""
-    return activation_bytes(config, shape, half, gpu) + logit_bytes(config, shape, half)
+    return activation_bytes(config, shape, half, gpu) + logit_bytes(config, shape, half, gpu)
 
 
-def logit_bytes(config: TransformerConfig, shape: Shape, half: bool) -> int:
-    """Bytes of the predictions at their peak: scores and their logarithms, then these and their gradient, all fp32.
-
-    bf16 adds the scores as the product gave them.
-    """
-    return shape.predicted * config.vocab_size * (10 if half else 8)
+def logit_bytes(config: TransformerConfig, shape: Shape, half: bool, gpu: bool) -> int:
+    """Bytes of the predictions at their peak: a piece of the scores (bf16: also as products take them), and the
+    gradients of hidden vectors and matrix, which are there until the backward pass."""
+    piece = min(shape.predicted, GPU_PIECE if gpu else PIECE) * config.vocab_size * (6 if half else 4)
+    return piece + 4 * config.d_model * (shape.predicted + config.vocab_size)
 
 
 def _stack_bytes(
@@ -147,9 +147,8 @@ def _stack_bytes(
 ) -> int:
     small = 2 if half else 4  # bytes of a number that enters a product
     width, heads, groups = config.d_model, config.heads * config.width_of_heads, config.groups * config.width_of_heads
-    # A normalisation keeps its input; the root mean square, where it is several kernels, also the normalised input.
-    norm = 4 * width * (2 if config.norm_type == "rms" else 1)
-    residual = norm + (small * width if config.dropout else 0)
+    norm = 4 * width  # its input
+    residual = norm + (width if config.dropout else 0)  # a byte an element that may be dropped
     # Autocast makes one copy of a norm's result for the queries, one for keys and values.
     entering = small * width * (2 if half else 1)
     attention = entering + small * (2 * heads + 2 * groups)  # queries and output, keys and values

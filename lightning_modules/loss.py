@@ -1,28 +1,43 @@
 """Cross-entropy over what is to be predicted: the vocabulary head is never applied to padding or to unmasked tokens."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_modules.batching import Batch
+from lightning_modules.batching import NO_SPAN, Batch
 from lightning_modules.model_folder import Model
 from lightning_modules.transformer.heads import SpanReader
-from lightning_modules.transformer.model import Encoder, shift_right
+from lightning_modules.transformer.model import Decoder, Encoder, shift_right
 
 
 def batch_loss(model: Model, batch: Batch, label_smoothing: float) -> tuple[Tensor, Tensor]:
     """(Sum of the cross-entropies in nats, number of predictions), both without a gradient-averaging factor."""
-    source_BS, target_BT, real_BS = batch
+    target_BT = batch.target_BT
     if isinstance(model, SpanReader):
-        score_B2S = model(source_BS, real_BS)
-        loss = functional.cross_entropy(score_B2S.float().flatten(0, 1), target_BT.flatten(), reduction="sum")
-        return loss, target_BT.new_tensor(target_BT.numel())
-    if isinstance(model, Encoder):
-        hidden_BTD = model(source_BS, real_BS)
-    else:
-        hidden_BTD = model(source_BS, shift_right(target_BT, model.config.bos_id), real_BS)
+        score_B2S = model(batch.source_BS, batch.real_BS)
+        loss = functional.cross_entropy(
+            score_B2S.float().flatten(0, 1), target_BT.flatten(), reduction="sum", ignore_index=NO_SPAN
+        )
+        return loss, (target_BT != NO_SPAN).sum()
+    hidden_BTD = _hidden(model, batch)
     predicted_BT = target_BT != model.config.pad_id
-    logits_NV = model.logits(hidden_BTD[predicted_BT])
-    loss = functional.cross_entropy(
-        logits_NV.float(), target_BT[predicted_BT], reduction="sum", label_smoothing=label_smoothing
-    )
-    return loss, predicted_BT.sum()
+    count = predicted_BT.sum()
+    if int(count) == target_BT.numel():
+        hidden_ND, target_N = hidden_BTD.flatten(0, 1), target_BT.flatten()
+    else:
+        hidden_ND, target_N = hidden_BTD[predicted_BT], target_BT[predicted_BT]
+    return model.cross_entropy(hidden_ND, target_N, label_smoothing), count
+
+
+def _hidden(model: Model, batch: Batch) -> Tensor:
+    """Hidden vectors (B, T, D) of the columns of the target."""
+    source_BS, target_BT, real_BS, documents = batch.source_BS, batch.target_BT, batch.real_BS, batch.documents
+    if isinstance(model, Encoder):
+        return model(source_BS, real_BS, None if documents is None else documents[0])
+    read_BT = shift_right(target_BT, model.config.bos_id)
+    if documents is not None:  # each document begins with <s>, as one by itself does
+        begins_BT = documents[1][:, 1:] != documents[1][:, :-1]
+        read_BT[:, 1:].masked_fill_(begins_BT, model.config.bos_id)
+    if isinstance(model, Decoder):
+        return model(source_BS, read_BT, real_BS, None if documents is None else torch.cat(documents, dim=1))
+    return model(source_BS, read_BT, real_BS, documents)

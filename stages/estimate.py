@@ -56,7 +56,7 @@ def estimate(device: Device, planned: list[Training], parts: dict[str, int]) -> 
     """What the trainings of a model with these parameters take on `device`."""
     hours, needed, device_hours = {}, 0, 0.0
     for training in planned:
-        section, half = training.section, device.half(training.section)
+        section, half = training.section, device.half(training.section, training.config.d_model)
         processes = device.processes(section)
         speed = device.peak(half, section) * device.share
         flops = training.flops / processes + optimizer_flops(training.config, section.optimizer)
@@ -67,11 +67,11 @@ def estimate(device: Device, planned: list[Training], parts: dict[str, int]) -> 
         part = replace(whole, rows=math.ceil(whole.rows / processes), predicted=math.ceil(whole.predicted / processes))
         held = state_bytes(parts, section.optimizer, half, processes)
         needed = max(needed, held + batch_bytes(training.config, part, half, device.gpu))
-    first = planned[0].section
+    first, width = planned[0].section, planned[0].config.d_model
     return Estimate(
         device=device.name,
         devices=device.processes(first),
-        peak_flops=device.peak(device.half(first), first),
+        peak_flops=device.peak(device.half(first, width), first),
         share=device.share,
         memory_needed=needed,
         memory=device.memory,

@@ -57,7 +57,7 @@ def batch_of(model: Model, rows: int = 4, source: int = 30, target: int = 22) ->
     if model.config.architecture == "encoder":
         target_BT = source_BS.masked_fill(torch.arange(source) % 3 > 0, 0)
         target = 0
-    return Batch(source_BS, target_BT, None), Shape(rows, source, target, int((target_BT != 0).sum()))
+    return Batch(source_BS, target_BT, None, None, 0, 0), Shape(rows, source, target, int((target_BT != 0).sum()))
 
 
 @everything
@@ -79,12 +79,12 @@ def test_a_decoder_without_a_source_and_a_model_that_points_are_counted() -> Non
     decoder = made("decoder", {})
     target_BT = torch.arange(80, 144).view(4, 16)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        batch_loss(decoder, Batch(target_BT[:, :0], target_BT, None), 0.0)[0].backward()
+        batch_loss(decoder, Batch(target_BT[:, :0], target_BT, None, None, 0, 0), 0.0)[0].backward()
     assert step_flops(decoder.config, Shape(4, 0, 16, 64)) == counter.get_total_flops()
 
     reader = SpanReader(made("encoder", {}))
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        batch_loss(reader, Batch(target_BT, torch.tensor([[0, 1]] * 4), None), 0.0)[0].backward()
+        batch_loss(reader, Batch(target_BT, torch.tensor([[0, 1]] * 4), None, None, 0, 0), 0.0)[0].backward()
     # The two columns that point are left out: 2 of the hundreds that a token meets.
     assert step_flops(reader.config, Shape(4, 16, 2, 0)) == pytest.approx(counter.get_total_flops(), rel=0.01)
 
@@ -117,18 +117,20 @@ def kept_bytes(model: Model, batch: Batch, half: bool) -> int:
 def test_activations_are_about_what_autograd_keeps(architecture: str, options: dict[str, Any], half: bool) -> None:
     model = made(architecture, options)
     batch, shape = batch_of(model)
-    logarithms = 4 * shape.predicted * model.config.vocab_size  # of the logits, all that is kept of them
-    counts = parameters(model.config)
+    slopes = 4 * model.config.d_model * (shape.predicted + model.config.vocab_size)  # in place of the logits
+    counts = parameters(model.config) | {"head": 0}  # a copy of it is not kept …
+    if model.config.embeddings == "tokens":
+        counts["embeddings"] = 0  # … and none of these is made
     copies = state_bytes(counts, "adamw", half, 1) - state_bytes(counts, "adamw", False, 1)
-    estimated = activation_bytes(model.config, shape, half, gpu=False) + logarithms + copies
+    estimated = activation_bytes(model.config, shape, half, gpu=False) + slopes + copies
     assert estimated == pytest.approx(kept_bytes(model, batch, half), rel=0.15)
 
 
 def test_a_step_in_memory_adds_up() -> None:
     config, shape = tiny.config(), Shape(4, 30, 22, 88)
-    assert logit_bytes(config, shape, half=False) == 2 * 4 * 88 * tiny.VOCAB_SIZE
-    assert logit_bytes(config, shape, half=True) > logit_bytes(config, shape, half=False)
-    both = activation_bytes(config, shape, False, False) + logit_bytes(config, shape, False)
+    assert logit_bytes(config, shape, False, False) == 4 * (88 * tiny.VOCAB_SIZE + 32 * (88 + tiny.VOCAB_SIZE))
+    assert logit_bytes(config, shape, True, False) > logit_bytes(config, shape, False, False)
+    both = activation_bytes(config, shape, False, False) + logit_bytes(config, shape, False, False)
     assert batch_bytes(config, shape, half=False, gpu=False) == both
     counts = {"embeddings": 6, "encoder": 3, "decoder": 1, "head": 0}
     assert state_bytes(counts, "adamw", half=False, processes=1) == 160
@@ -199,11 +201,19 @@ shapes = st.builds(Shape, st.integers(1, 64), st.integers(1, 300), st.integers(1
 
 @settings(max_examples=50, deadline=None)
 @given(shapes, st.sampled_from(ARCHITECTURES), st.integers(2, 5))
-def test_twice_the_rows_cost_twice_the_flops_and_bytes(shape: Shape, architecture: str, times: int) -> None:
+def test_twice_the_rows_cost_twice_the_flops_and_no_more_bytes(shape: Shape, architecture: str, times: int) -> None:
     config = tiny.config(architecture=architecture)
     more = replace(shape, rows=times * shape.rows, predicted=times * shape.predicted)
     assert step_flops(config, more) == times * step_flops(config, shape)
-    assert batch_bytes(config, more, True, True) == times * batch_bytes(config, shape, True, True)
+    assert activation_bytes(config, more, True, True) == times * activation_bytes(config, shape, True, True)
+    assert batch_bytes(config, more, True, True) <= times * batch_bytes(config, shape, True, True)
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_however_many_predictions_one_piece_of_their_scores_is_there(gpu: bool) -> None:
+    config = tiny.config(vocab_size=50_000)
+    many, more = (logit_bytes(config, Shape(1, 1, 1, count), False, gpu) for count in (10_000, 100_000))
+    assert more - many == 4 * config.d_model * 90_000
 
 
 @settings(max_examples=50, deadline=None)

@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny import batch, batch_for, model, reader
 from torch import Tensor
+from torch.nn import functional
 
-from lightning_modules.batching import Batch
+from lightning_modules.batching import NO_SPAN, Batch, make_batch
 from lightning_modules.loss import batch_loss
 
 SOURCES, TARGETS = [9, 4, 1], [3, 7, 1]
@@ -87,7 +89,7 @@ def test_it_and_its_gradient_are_those_of_the_rows_taken_one_by_one(shape: str) 
 def test_a_decoder_needs_no_source(shape: str) -> None:
     ours = model(**SHAPES[shape])
     _, target_BT = batch(1, SOURCES, TARGETS)
-    made = Batch(target_BT[:, :0], target_BT, None)
+    made = make_batch(target_BT[:, :0].numpy(), target_BT.numpy(), ours.config)
     loss, tokens = batch_loss(ours, made, 0.1)
     torch.testing.assert_close(loss, definition(ours, made, 0.1)[0], rtol=1e-5, atol=1e-4)
     assert int(tokens) == sum(TARGETS)
@@ -97,7 +99,8 @@ def test_a_decoder_needs_no_source(shape: str) -> None:
 def test_a_span_has_the_cross_entropy_of_its_first_and_of_its_last_column(positions: str) -> None:
     ours, spans = reader(positions=positions), [(2, 8), (0, 3), (0, 0)]
     source_BS, _ = batch(1, SOURCES, [1, 1, 1])
-    loss, predictions = batch_loss(ours, Batch(source_BS, torch.tensor(spans), source_BS != 0), 0.0)
+    made = make_batch(source_BS.numpy(), np.array(spans), ours.config)
+    loss, predictions = batch_loss(ours, made, 0.0)
     expected = torch.zeros(())
     for source_S, length, span in zip(source_BS, SOURCES, spans, strict=True):
         score_2S = ours.ends(ours.encoder(source_S[None, :length]))[0].T
@@ -117,3 +120,54 @@ def test_it_is_reckoned_in_float32_where_the_model_is_not(architecture: str) -> 
     loss, _ = batch_loss(ours, made, 0.0)
     assert loss.dtype == torch.float32
     assert loss.isfinite()
+
+
+def packed(ours: Any) -> tuple[Batch, list[Batch]]:
+    """Three texts packed into one row, with padding behind them; and each by itself."""
+    sources, targets = [5, 3, 4], [2, 4, 3]
+    if ours.config.architecture == "encoder":
+        targets = sources
+    elif ours.config.architecture == "decoder":
+        sources = [0, 0, 0]
+    sides, numbers = batch(3, [sum(sources)], [sum(targets)]), []
+    for ids, lengths in zip(sides, (sources, targets), strict=True):
+        numbers.append(torch.arange(1, 4).repeat_interleave(torch.tensor(lengths))[None])
+        assert numbers[-1].shape == ids.shape
+    if ours.config.architecture == "encoder":
+        sides[1][0, ::2] = 0  # what is not to be predicted
+    alone = []
+    for number in (1, 2, 3):
+        source, target = (ids[here == number][None].numpy() for ids, here in zip(sides, numbers, strict=True))
+        alone.append(make_batch(source, target, ours.config))
+    behind = [(0, 2 if ids.shape[1] else 0) for ids in sides]
+    row = [functional.pad(ids, more).numpy() for ids, more in zip(sides, behind, strict=True)]
+    documents = [functional.pad(here, more).numpy() for here, more in zip(numbers, behind, strict=True)]
+    return make_batch(row[0], row[1], ours.config, documents=(documents[0], documents[1])), alone
+
+
+@pytest.mark.parametrize("architecture", ["encoder", "decoder", "encoder_decoder"])
+@pytest.mark.parametrize("positions", ["sinusoidal", "rotary", "relative"])
+def test_documents_packed_into_a_row_have_the_loss_of_each_by_itself(architecture: str, positions: str) -> None:
+    ours = model(architecture=architecture, positions=positions)
+    made, alone = packed(ours)
+    assert made.documents is not None
+    loss, tokens = batch_loss(ours, made, 0.1)
+    losses = [batch_loss(ours, one, 0.1) for one in alone]
+    torch.testing.assert_close(loss, torch.stack([nats for nats, _ in losses]).sum(), rtol=1e-5, atol=1e-4)
+    assert int(tokens) == sum(int(count) for _, count in losses)
+    assert not torch.isclose(batch_loss(ours, made._replace(documents=None), 0.1)[0], loss, rtol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["encoder", "decoder", "encoder_decoder", "reader"])
+def test_a_batch_in_which_nothing_counts_has_a_loss_and_gradients_of_zero(architecture: str) -> None:
+    """A rank without a record of its own takes part in the step with one that does not count."""
+    ours = reader() if architecture == "reader" else model(architecture=architecture)
+    made = batch_for(ours, 1, [6, 4], [6, 4])
+    nothing = torch.full((2, 2), NO_SPAN) if architecture == "reader" else torch.zeros_like(made.target_BT)
+    loss, tokens = batch_loss(ours, made._replace(target_BT=nothing), 0.0)
+    assert loss.item() == int(tokens) == 0
+    loss.backward()
+    for parameter in ours.parameters():
+        if parameter.requires_grad:  # each has one: DDP waits for all
+            assert parameter.grad is not None
+            assert not parameter.grad.any()

@@ -1,14 +1,17 @@
-"""Who influences whom through a stack, found by gradients; documents packed into a row against each by itself."""
+"""Who influences whom through a stack, found by gradients; documents packed into a row against each by itself; blocks
+computed twice rather than kept."""
 
 from collections.abc import Sequence
 from typing import Any, get_args
 
 import pytest
 import torch
-from tiny import VOCAB_SIZE, model
+from tiny import VOCAB_SIZE, batch_for, model
 from torch import Tensor
 
+from lightning_modules.loss import batch_loss
 from lightning_modules.transformer.config import Positions
+from lightning_modules.transformer.stack import recompute_activations
 
 SCHEMES = get_args(Positions)
 FIRST_FALSE = torch.arange(8) >= torch.tensor([[0], [3]])  # as a decoder's source is padded
@@ -165,3 +168,57 @@ def test_packed_rows_by_flex_attention_are_the_same(architecture: str, positions
     torch.testing.assert_close(flexed[documents != 0], dense[documents != 0], atol=1e-5, rtol=1e-5)
     assert flexed.isfinite().all()
     assert used == [False] * len(stacks) + [True] * len(stacks)
+
+
+def trained(made: Any, recompute: bool) -> tuple[Tensor, list[Tensor], int]:
+    """A step's loss, its gradients, and the bytes kept for them."""
+    recompute_activations(made.train(), recompute)
+    own = {parameter.untyped_storage().data_ptr() for parameter in made.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    torch.manual_seed(5)
+    made.zero_grad()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss, _ = batch_loss(made, batch_for(made, 1, [20, 9, 14], [20, 16, 11]), 0.1)
+    loss.backward()
+    gradients = [parameter.grad.clone() for parameter in made.parameters()]
+    return loss, gradients, sum(storage.nbytes() for pointer, storage in kept.items() if pointer not in own)
+
+
+MODERN: dict[str, Any] = {"norm_type": "rms", "activation": "swiglu", "qk_norm": True, "key_value_heads": 2}
+
+
+@pytest.mark.parametrize("positions", SCHEMES)
+@pytest.mark.parametrize(
+    ("architecture", "changes"), [("encoder", {}), ("decoder", MODERN), ("encoder_decoder", {"attention_dropout": 0.1})]
+)
+def test_blocks_computed_again_give_the_same_bits_and_keep_less(
+    architecture: str, changes: dict[str, Any], positions: str
+) -> None:
+    made = model(architecture=architecture, positions=positions, dropout=0.2, **changes)
+    loss, gradients, kept = trained(made, recompute=False)
+    again_loss, again_gradients, again_kept = trained(made, recompute=True)
+    assert torch.equal(loss, again_loss)
+    for one, other in zip(gradients, again_gradients, strict=True):
+        assert torch.equal(one, other)
+    assert again_kept < kept / 2
+
+
+def test_what_is_kept_grows_with_depth_by_one_vector_a_position() -> None:
+    kept = [
+        trained(model(architecture="encoder", encoder_layers=layers, dropout=0.1), recompute=True)[2]
+        for layers in (2, 6, 10)
+    ]
+    assert kept[2] - kept[1] == kept[1] - kept[0] == pytest.approx(4 * 3 * 20 * 32 * 4, rel=0.2)
+
+
+def test_decoding_computes_nothing_again() -> None:
+    made = model(architecture="decoder")
+    recompute_activations(made.train(), True)
+    state = made.begin(SOURCE[:, :5])
+    steps = torch.cat([made.step(SOURCE[:, 5:9], state), made.step(SOURCE[:, 9:], state)], dim=1)
+    torch.testing.assert_close(steps, made(SOURCE[:, :5], SOURCE[:, 5:]), atol=1e-5, rtol=1e-5)

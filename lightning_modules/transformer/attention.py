@@ -2,7 +2,8 @@
 
 Scores are never written to memory: on a CPU 4.7× faster than the plain formula at 1,024 tokens, 2× at 32, masks and
 fixed biases included. A bias that is learned (T5's) needs them for its gradient, and is as slow as the plain formula
-(`python -m benchmarks.attention`).
+(`python -m benchmarks.attention`); so is dropout of attention weights on a CPU, where the kernel has none
+(`python -m benchmarks.dropout`).
 """
 
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_modules.transformer.config import TransformerConfig
+from lightning_modules.transformer.gradients import RMSNorm
 from lightning_modules.transformer.masks import Visibility
 from lightning_modules.transformer.positions import rotate
 
@@ -55,8 +57,8 @@ class Attention(nn.Module):
         self.query = nn.Linear(config.d_model, self.heads * width, bias=bias)
         self.key_value = nn.Linear(config.d_model, 2 * self.groups * width, bias=bias)
         self.output = nn.Linear(self.heads * width, config.d_model, bias=bias)
-        self.query_norm = nn.RMSNorm(width, eps=config.norm_eps) if config.qk_norm else None
-        self.key_norm = nn.RMSNorm(width, eps=config.norm_eps) if config.qk_norm else None
+        self.query_norm = RMSNorm(width, eps=config.norm_eps) if config.qk_norm else None
+        self.key_norm = RMSNorm(width, eps=config.norm_eps) if config.qk_norm else None
 
     def forward(
         self,
@@ -97,10 +99,7 @@ class Attention(nn.Module):
         return score_BHLS.softmax(dim=-1)
 
     def _queries(self, x_BLD: Tensor, turns: tuple[Tensor, Tensor] | None) -> Tensor:
-        q_BHLK = self._split(self.query(x_BLD), self.heads)
-        if self.query_norm is not None:
-            q_BHLK = self.query_norm(q_BHLK)
-        return q_BHLK if turns is None else rotate(q_BHLK, turns)
+        return self._prepared(self._split(self.query(x_BLD), self.heads), self.query_norm, turns)
 
     def _keys_and_values(
         self,
@@ -113,11 +112,8 @@ class Attention(nn.Module):
             assert cache.value_BHLK is not None
             return cache.key_BHLK, cache.value_BHLK
         k_BSD, v_BSD = self.key_value(x_BLD if memory_BSD is None else memory_BSD).chunk(2, dim=-1)
-        k_BHSK, v_BHSK = self._split(k_BSD, self.groups), self._split(v_BSD, self.groups)
-        if self.key_norm is not None:
-            k_BHSK = self.key_norm(k_BHSK)
-        if turns is not None:
-            k_BHSK = rotate(k_BHSK, turns)
+        k_BHSK = self._prepared(self._split(k_BSD, self.groups), self.key_norm, turns)
+        v_BHSK = self._split(v_BSD, self.groups).transpose(1, 2)
         if cache is not None:
             if cache.key_BHLK is not None and cache.value_BHLK is not None:
                 k_BHSK = torch.cat([cache.key_BHLK, k_BHSK], dim=2)
@@ -157,9 +153,18 @@ class Attention(nn.Module):
             enable_gqa=grouped,
         )
 
+    def _prepared(self, x_BLHK: Tensor, norm: nn.Module | None, turns: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Queries or keys as attention takes them, (B, H, L, K): normalised and turned as they lie in memory."""
+        if norm is not None:
+            x_BLHK = norm(x_BLHK)
+        if turns is not None:
+            cos_LK, sin_LK = turns
+            x_BLHK = rotate(x_BLHK, (cos_LK[:, None], sin_LK[:, None]))
+        return x_BLHK.transpose(1, 2)
+
     def _split(self, x_BLD: Tensor, heads: int) -> Tensor:
-        """(B, L, H·K) → (B, H, L, K)."""
-        return x_BLD.view(*x_BLD.shape[:2], heads, -1).transpose(1, 2)
+        """(B, L, H·K) → (B, L, H, K)."""
+        return x_BLD.view(*x_BLD.shape[:2], heads, -1)
 
 
 @cache

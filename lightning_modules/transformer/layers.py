@@ -8,6 +8,9 @@ from torch.nn import functional
 
 from lightning_modules.transformer.attention import Attention, LayerCache
 from lightning_modules.transformer.config import GATED, TransformerConfig
+from lightning_modules.transformer.cross_entropy import linear_cross_entropy
+from lightning_modules.transformer.dropout import dropout
+from lightning_modules.transformer.gradients import SLOPES, RMSNorm, gate
 from lightning_modules.transformer.masks import Visibility
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -26,7 +29,7 @@ def make_norm(config: TransformerConfig) -> nn.Module:
     """Layer normalisation (Ba et al. 2016, arXiv:1607.06450), or by the root mean square alone (Zhang and Sennrich
     2019, arXiv:1910.07467)."""
     if config.norm_type == "rms":
-        return nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        return RMSNorm(config.d_model, eps=config.norm_eps)
     return nn.LayerNorm(config.d_model, eps=config.norm_eps, bias=config.bias)
 
 
@@ -40,16 +43,16 @@ class FeedForward(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.gated, self.activation = config.activation in GATED, ACTIVATIONS[config.activation]
+        self.slope = SLOPES.get(config.activation)
         self.inner = nn.Linear(config.d_model, config.d_ff * (2 if self.gated else 1), bias=config.bias)
         self.outer = nn.Linear(config.d_ff, config.d_model, bias=config.bias)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         """(B, L, D) → (B, L, F) → (B, L, D)."""
         inner_BLF = self.inner(x_BLD)
-        if not self.gated:
+        if self.slope is None:
             return self.outer(self.activation(inner_BLF))
-        gate_BLF, value_BLF = inner_BLF.chunk(2, dim=-1)
-        return self.outer(self.activation(gate_BLF) * value_BLF)
+        return self.outer(gate(inner_BLF, self.activation, self.slope))
 
 
 class Residual(nn.Module):
@@ -63,7 +66,8 @@ class Residual(nn.Module):
     def forward(self, x_BLD: Tensor, part: Callable[[Tensor], Tensor]) -> Tensor:
         """Applies `part` inside the residual connection."""
         out_BLD = part(self.norm(x_BLD) if self.pre else x_BLD)
-        out_BLD = functional.dropout(out_BLD, self.dropout, self.training)
+        if self.training:
+            out_BLD = dropout(out_BLD, self.dropout)
         return x_BLD + out_BLD if self.pre else self.norm(x_BLD + out_BLD)
 
 
@@ -118,10 +122,20 @@ class OutputHead(nn.Module):
 
     def forward(self, hidden_ND: Tensor, embedding_VD: Tensor | None) -> Tensor:
         """Hidden vectors (…, D) → scores (…, V); `embedding` is the matrix to use where the output is tied."""
+        return functional.linear(*self._factors(hidden_ND, embedding_VD), self.bias_V)
+
+    def cross_entropy(
+        self, hidden_ND: Tensor, embedding_VD: Tensor | None, target_N: Tensor, label_smoothing: float
+    ) -> Tensor:
+        """Sum of the cross-entropies of the scores in nats, in float32 at least; no more of them exist than needed."""
+        factors = self._factors(hidden_ND, embedding_VD)
+        return linear_cross_entropy(*factors, self.bias_V, target_N, label_smoothing)
+
+    def _factors(self, hidden_ND: Tensor, embedding_VD: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.transform is not None:
             hidden_ND = self.transform(hidden_ND)
         if self.scale != 1.0:
             hidden_ND = hidden_ND * self.scale
         weight_VD = embedding_VD if self.weight_VD is None else self.weight_VD
         assert weight_VD is not None
-        return functional.linear(hidden_ND, weight_VD, self.bias_V)
+        return hidden_ND, weight_VD

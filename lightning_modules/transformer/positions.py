@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lightning_modules.transformer.gradients import turn
+
 
 class SinusoidalPositions(nn.Module):
     """Adds sin(position·rateᵢ) to dimension i and cos(position·rateᵢ) to dimension D/2 + i, rateᵢ = 10000^(-2i/D).
@@ -64,12 +66,10 @@ class RotaryPositions(nn.Module):
         return angle_LK.cos(), angle_LK.sin()
 
 
-def rotate(x_BHLK: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
-    """Queries or keys, turned by the cosines and sines (L, K) of their positions."""
-    cos_LK, sin_LK = turns
-    first_BHLK, second_BHLK = x_BHLK.chunk(2, dim=-1)
-    turned_BHLK = torch.cat([-second_BHLK, first_BHLK], dim=-1)
-    return x_BHLK * cos_LK.to(x_BHLK.dtype) + turned_BHLK * sin_LK.to(x_BHLK.dtype)
+def rotate(x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
+    """Queries or keys (…, L, K), turned by the cosines and sines (L, K) of their positions."""
+    cos, sin = turns
+    return turn(x, cos.to(x.dtype), sin.to(x.dtype))
 
 
 class AlibiBias(nn.Module):
