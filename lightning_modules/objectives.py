@@ -5,10 +5,11 @@ the same result. `python -m benchmarks.objectives` says what each costs.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count
-from typing import Protocol
+from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -28,40 +29,58 @@ from lightning_modules.transformer.config import OBJECTIVES
 from lightning_modules.vocabulary import sentence_ends, special_count, word_starts
 
 
-class Objective(Protocol):
+class Corrupted(NamedTuple):
+    """What is read, what is to be written, and the numbers of the documents of the columns of both (None: untold)."""
+
+    source_BS: Ids
+    target_BT: Ids
+    documents: tuple[Ids, Ids] | None
+
+
+class Objective(ABC):
     """What is read and what is to be written, made of rows of text."""
 
     def __call__(self, tokens_BL: Ids, rng: np.random.Generator) -> tuple[Ids, Ids]:
         """Ids (B, L ≥ 1) without padding, which may hold </s> → source (B, S), target (B, T), padded at the end."""
+        return self.packed(tokens_BL, None, rng)[:2]
+
+    @abstractmethod
+    def packed(self, tokens_BL: Ids, documents_BL: Ids | None, rng: np.random.Generator) -> Corrupted:
+        """The same of rows into which documents are packed, and the documents of the source's and target's columns.
+
+        `documents` (B, L) numbers them, rising from left to right; None where they are not told apart. A token belongs
+        to the document that it comes from; one that stands for others, to that of the first of them; a closing </s>, to
+        the last.
+        """
         ...
 
 
 @dataclass(frozen=True)
-class CausalLM:
+class CausalLM(Objective):
     """Every token from those before it (Radford et al. 2018, "Improving language understanding", section 3.1)."""
 
-    def __call__(self, tokens_BL: Ids, rng: np.random.Generator) -> tuple[Ids, Ids]:
+    def packed(self, tokens_BL: Ids, documents_BL: Ids | None, rng: np.random.Generator) -> Corrupted:
         """Ids (B, L) → source (B, 0), target (B, L)."""
-        return tokens_BL[:, :0], tokens_BL
+        return _cut(tokens_BL, documents_BL, 0)
 
 
 @dataclass(frozen=True)
-class PrefixLM:
+class PrefixLM(Objective):
     """The rest of a row from its beginning (Raffel et al. 2020, arXiv:1910.10683, sections 3.2.3 and 3.3.1).
 
     A model that reads the beginning in both directions is Liu et al. 2018's (arXiv:1801.10198) as T5's paper, section
     3.2.1, describes it. All rows of a batch are cut at the same random place, so nothing is padded.
     """
 
-    def __call__(self, tokens_BL: Ids, rng: np.random.Generator) -> tuple[Ids, Ids]:
+    def packed(self, tokens_BL: Ids, documents_BL: Ids | None, rng: np.random.Generator) -> Corrupted:
         """Ids (B, L) → source (B, S), target (B, L - S), S from 1 to L - 1, all equally likely; S = 0 where L = 1."""
         length = tokens_BL.shape[1]
         cut = int(rng.integers(1, length)) if length > 1 else 0
-        return tokens_BL[:, :cut], tokens_BL[:, cut:]
+        return _cut(tokens_BL, documents_BL, cut)
 
 
 @dataclass(frozen=True, eq=False)
-class MaskedLM:
+class MaskedLM(Objective):
     """BERT's objective (Devlin et al. 2019, arXiv:1810.04805, section 3.1 and appendix A.1).
 
     Of each row max(1, round(L * corruption_rate)) tokens are to be predicted. For each of them on its own, as in BERT's
@@ -82,7 +101,7 @@ class MaskedLM:
     vocab_size: int
     word_starts: Truth | None
 
-    def __call__(self, tokens_BL: Ids, rng: np.random.Generator) -> tuple[Ids, Ids]:
+    def packed(self, tokens_BL: Ids, documents_BL: Ids | None, rng: np.random.Generator) -> Corrupted:
         """Ids (B, L) → source (B, L), target (B, L): the token where it is to be predicted, pad_id elsewhere."""
         special_BL = tokens_BL < self.first_regular_id
         starts_BL = np.ones_like(special_BL)
@@ -93,11 +112,13 @@ class MaskedLM:
         random_BL = rng.integers(self.first_regular_id, self.vocab_size, tokens_BL.shape)
         draw_BL = rng.random(tokens_BL.shape)
         changed_BL = np.where(draw_BL < 0.8, self.mask_id, np.where(draw_BL < 0.9, random_BL, tokens_BL))
-        return np.where(chosen_BL, changed_BL, tokens_BL), np.where(chosen_BL, tokens_BL, self.pad_id)
+        documents = None if documents_BL is None else (documents_BL, documents_BL)
+        source_BL = np.where(chosen_BL, changed_BL, tokens_BL)
+        return Corrupted(source_BL, np.where(chosen_BL, tokens_BL, self.pad_id), documents)
 
 
 @dataclass(frozen=True)
-class SpanCorruption:
+class SpanCorruption(Objective):
     """T5's objective (Raffel et al. 2020, arXiv:1910.10683, section 3.1.4 and figure 2).
 
     Spans of the text are each replaced by one sentinel token; the target lists every sentinel followed by what it
@@ -123,7 +144,7 @@ class SpanCorruption:
             )
         return spans, noise
 
-    def __call__(self, tokens_BL: Ids, rng: np.random.Generator) -> tuple[Ids, Ids]:
+    def packed(self, tokens_BL: Ids, documents_BL: Ids | None, rng: np.random.Generator) -> Corrupted:
         """Ids (B, L) → source (B, L - noise + spans + 1), target (B, noise + spans + 1), both ending in </s>."""
         rows, length = tokens_BL.shape
         spans, noise = self.spans_and_noise(length)
@@ -138,25 +159,30 @@ class SpanCorruption:
         starts_BL = hidden_BL & (begins_BL == 1)
         sentinel_BL = self.first_sentinel + stretch_BL // 2
 
-        source = np.where(starts_BL, sentinel_BL, tokens_BL)[~hidden_BL | starts_BL].reshape(rows, -1)
+        in_source_BL = ~hidden_BL | starts_BL
         # Each position offers (its sentinel, its token); a span's start takes both, the rest of the span the token.
-        offered = np.stack([sentinel_BL, tokens_BL], axis=2)
-        target = offered[np.stack([starts_BL, hidden_BL], axis=2)].reshape(rows, -1)
-        eos_B1 = np.full((rows, 1), self.eos_id)
-        return np.concatenate([source, eos_B1], axis=1), np.concatenate([target, eos_B1], axis=1)
+        in_target_BL2 = np.stack([starts_BL, hidden_BL], axis=2)
+
+        def sides(begins_BL: Ids, tokens_BL: Ids, last_B1: Ids) -> tuple[Ids, Ids]:
+            source = np.where(starts_BL, begins_BL, tokens_BL)[in_source_BL].reshape(rows, -1)
+            target = np.stack([begins_BL, tokens_BL], axis=2)[in_target_BL2].reshape(rows, -1)
+            return np.concatenate([source, last_B1], axis=1), np.concatenate([target, last_B1], axis=1)
+
+        documents = None if documents_BL is None else sides(documents_BL, documents_BL, documents_BL[:, -1:])
+        return Corrupted(*sides(sentinel_BL, tokens_BL, np.full((rows, 1), self.eos_id)), documents)
 
 
 @dataclass(frozen=True, eq=False)
-class Denoising:
+class Denoising(Objective):
     """BART's objective (Lewis et al. 2020, arXiv:1910.13461, section 2.2): sentence permutation, then text infilling.
 
     Sentences end in a token for which `sentence_ends` (V,) is true, or in </s>; all sentences of a row change places,
-    across documents too. Then spans are each replaced by one <mask>, and a <mask> put in where a span has length 0. A
-    row's number of hidden tokens is fixed by its length; the lengths of spans are Poisson(mean_span_length), cut at
-    that number (`poisson_spans` says what this changes). Every order of the spans and the tokens left to see is equally
-    likely, so two spans may touch, and a token nearer to an end of the row than spans are long is hidden less often (as
-    in the paper's code at the beginning). The paper has mean_span_length 3, its large model corruption_rate 0.3
-    (section 5.1).
+    across documents too unless these are told apart. Then spans are each replaced by one <mask>, and a <mask> put in
+    where a span has length 0. A row's number of hidden tokens is fixed by its length; the lengths of spans are
+    Poisson(mean_span_length), cut at that number (`poisson_spans` says what this changes). Every order of the spans and
+    the tokens left to see is equally likely, so two spans may touch, and a token nearer to an end of the row than spans
+    are long is hidden less often (as in the paper's code at the beginning). The paper has mean_span_length 3, its large
+    model corruption_rate 0.3 (section 5.1).
     """
 
     corruption_rate: float
@@ -166,13 +192,20 @@ class Denoising:
     eos_id: int
     sentence_ends: Truth
 
-    def __call__(self, tokens_BL: Ids, rng: np.random.Generator) -> tuple[Ids, Ids]:
+    def packed(self, tokens_BL: Ids, documents_BL: Ids | None, rng: np.random.Generator) -> Corrupted:
         """Ids (B, L) → source (B, S ≤ L + 1), corrupted, and target (B, L + 1), the row, both ending in </s>."""
         ends_BL = self.sentence_ends[tokens_BL] | (tokens_BL == self.eos_id)
-        source = self._infilled(shuffle_sentences(rng, tokens_BL, ends_BL), rng)
-        return source, np.pad(tokens_BL, ((0, 0), (0, 1)), constant_values=self.eos_id)
+        shuffled_BL = shuffle_sentences(rng, tokens_BL, ends_BL, documents_BL)
+        source_BS, place_BS = self._infilled(shuffled_BL, rng)
+        target_BT = np.pad(tokens_BL, ((0, 0), (0, 1)), constant_values=self.eos_id)
+        documents = None
+        if documents_BL is not None:
+            of_target_BT = np.pad(documents_BL, ((0, 0), (0, 1)), mode="edge")
+            documents = np.take_along_axis(documents_BL, place_BS, axis=1), of_target_BT
+        return Corrupted(source_BS, target_BT, documents)
 
-    def _infilled(self, tokens_BL: Ids, rng: np.random.Generator) -> Ids:
+    def _infilled(self, tokens_BL: Ids, rng: np.random.Generator) -> tuple[Ids, Ids]:
+        """The source, and the column of the row that each of its columns stands for, or the first of them."""
         rows, length = tokens_BL.shape
         hidden = hidden_tokens(length, self.corruption_rate)
         seen = length - hidden
@@ -187,11 +220,12 @@ class Denoising:
         shown_BL = np.where(order_BL < seen, np.take_along_axis(tokens_BL, covered_BL, axis=1), self.mask_id)
         place = np.arange(int(items_B1.max()) + 1)
         shown_BS = np.pad(shown_BL, ((0, 0), (0, 1)))[:, : len(place)]
-        return np.where(place < items_B1, shown_BS, np.where(place == items_B1, self.eos_id, self.pad_id))
+        source = np.where(place < items_B1, shown_BS, np.where(place == items_B1, self.eos_id, self.pad_id))
+        return source, np.where(place < items_B1, np.pad(covered_BL, ((0, 0), (0, 1)))[:, : len(place)], length - 1)
 
 
 @dataclass(frozen=True)
-class Mixture:
+class Mixture(Objective):
     """Several objectives, each batch made by one of them, drawn by weight.
 
     The idea is UL2's (Tay et al. 2022, arXiv:2205.05131, section 3.1, "Mixture of Denoisers"), which however mixes
@@ -204,11 +238,17 @@ class Mixture:
         if not self.parts or not all(0 < weight < math.inf for _, weight in self.parts):
             raise PipelineError("pretrain.objective: a mixture needs objectives, each with a weight above 0")
 
-    def __call__(self, tokens_BL: Ids, rng: np.random.Generator) -> tuple[Ids, Ids]:
+    def packed(self, tokens_BL: Ids, documents_BL: Ids | None, rng: np.random.Generator) -> Corrupted:
         """Ids (B, L) → what the drawn objective makes of them."""
         weights = np.array([weight for _, weight in self.parts])
         objective, _ = self.parts[int(rng.choice(len(weights), p=weights / weights.sum()))]
-        return objective(tokens_BL, rng)
+        return objective.packed(tokens_BL, documents_BL, rng)
+
+
+def _cut(tokens_BL: Ids, documents_BL: Ids | None, cut: int) -> Corrupted:
+    """Rows as source and target: up to column `cut`, and from there on."""
+    documents = None if documents_BL is None else (documents_BL[:, :cut], documents_BL[:, cut:])
+    return Corrupted(tokens_BL[:, :cut], tokens_BL[:, cut:], documents)
 
 
 def make_objective(

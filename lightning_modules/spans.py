@@ -50,16 +50,22 @@ def poisson_spans(rng: np.random.Generator, rows: int, hidden: int, mean: float)
     return lengths, np.minimum(unit_BN[:, -1:] + 1, hidden)
 
 
-def shuffle_sentences(rng: np.random.Generator, tokens_BL: Ids, ends_BL: Truth) -> Ids:
+def shuffle_sentences(rng: np.random.Generator, tokens_BL: Ids, ends_BL: Truth, documents_BL: Ids | None = None) -> Ids:
     """(B, L): the sentences of each row in random order, every order equally likely.
 
     A sentence ends with the last of a run of tokens at which `ends_BL` is true, so that `?!` and a full stop before
-    </s> end one sentence, not two. What follows the last end is a sentence too.
+    </s> end one sentence, not two. What follows the last end is a sentence too. With `documents` (B, L), numbers that
+    rise from left to right, sentences end with their document and do not leave it.
     """
     last_BL = ends_BL & ~np.pad(ends_BL[:, 1:], ((0, 0), (0, 1)))
+    if documents_BL is not None:
+        last_BL = last_BL | (np.diff(documents_BL, axis=1, append=documents_BL[:, -1:]) > 0)
     sentence_BL: Ids = np.cumsum(last_BL, axis=1) - last_BL
     place_BL = np.argsort(rng.random(tokens_BL.shape), axis=1)  # a sentence's place: a permutation, so never a tie
-    order_BL = np.argsort(np.take_along_axis(place_BL, sentence_BL, axis=1), axis=1, kind="stable")
+    key_BL = np.take_along_axis(place_BL, sentence_BL, axis=1)
+    if documents_BL is not None:
+        key_BL = key_BL + tokens_BL.shape[1] * documents_BL
+    order_BL = np.argsort(key_BL, axis=1, kind="stable")
     return np.take_along_axis(tokens_BL, order_BL, axis=1)
 
 

@@ -1,4 +1,4 @@
-"""Token stores: what is written comes back, in any sharding; a damaged store is refused."""
+"""Token stores: what is written comes back, in any sharding, by document and joined; a damaged store is refused."""
 
 import json
 from pathlib import Path
@@ -31,6 +31,24 @@ def test_every_document_comes_back(tmp_path_factory: pytest.TempPathFactory, sha
     assert [document.tolist() for document in (store[i] for i in range(len(store)))] == expected
     assert store.lengths().tolist() == list(map(len, expected))
     assert store.meta.tokens == sum(map(len, expected))
+
+
+@given(shards=st.lists(_documents, max_size=4), data=st.data())
+def test_any_stretch_of_the_joined_text_is_read(
+    tmp_path_factory: pytest.TempPathFactory, shards: list[Documents], data: st.DataObject
+) -> None:
+    store = write_store(tmp_path_factory.mktemp("store"), shards, vocab_size=70_000)
+    joined = [token for shard in shards for document in shard for token in (*document, 70_001)]
+    ends = np.cumsum([len(document) + 1 for shard in shards for document in shard]).tolist()
+    assert store.joined_length == len(joined)
+    start = data.draw(st.integers(0, len(joined)))
+    end = data.draw(st.integers(start, len(joined)))
+    ids, found = store.joined(start, end, eos_id=70_001)
+    assert ids.tolist() == joined[start:end]
+    assert found.tolist() == [place - start for place in ends if start < place <= end]
+    for wrong in ((start, len(joined) + 1), (-1, end), (end + 1, end)):
+        with pytest.raises(IndexError):
+            store.joined(*wrong, eos_id=2)
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(65_536, np.uint16), (65_537, np.uint32)])

@@ -1,0 +1,152 @@
+"""What tokenizing to disk costs: `python -m benchmarks.tokenizing`. Two processes, some three minutes, 1 GB of disk.
+
+The tokenize stage's code against `datasets.map` with the same tokenizer, bare and as `transformers` wraps it. They take
+turns, each in a fresh process tree whose memory is sampled as the sum of proportional set sizes (Linux). The texts are
+the sources of Python's own library.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+VOCABULARY, CHARACTERS, ROUNDS = 8192, 20_000_000, 3
+
+
+def tokenize_table(folder: Path) -> None:
+    """Prints speed and peak memory of the stage and of `datasets.map`."""
+    characters = prepare_texts(folder)
+    results: dict[str, list[tuple[float, float]]] = {
+        "tokenize_stage": [],
+        "datasets_map": [],
+        "datasets_map_transformers": [],
+    }
+    for turn in range(ROUNDS):
+        for name, found in results.items():
+            found.append(tokenizing(name, folder, folder / f"{name}-{turn}"))
+    print(f"tokenizing {characters / 1e6:.0f} M characters, two processes (median of {ROUNDS})")
+    for name, found in results.items():
+        took, memory = (statistics.median(column) for column in zip(*found, strict=True))
+        print(f"{name}: {took:.1f} s, {characters / took / 1e6:.2f} M characters a second, {memory:.0f} MB at most")
+
+
+def prepare_texts(folder: Path) -> int:
+    """Writes `prepared/` as the prepare stage does, and `tokenizer.json`; returns the number of characters."""
+    library = Path(sysconfig.get_path("stdlib"))
+    files = sorted(path for path in library.rglob("*.py") if "site-packages" not in path.parts)
+    texts: list[str] = []
+    while sum(map(len, texts)) < CHARACTERS:
+        texts += [path.read_text(encoding="utf-8", errors="ignore")[:20_000] for path in files]
+    target = folder / "prepared" / "pretraining"
+    target.mkdir(parents=True)
+    for split in ("train", "validation", "test"):
+        table = pa.table({"text": pa.array(texts if split == "train" else [], pa.string())})
+        pq.write_table(table, target / f"{split}.parquet", row_group_size=500)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=["<pad>", "<s>", "</s>"], show_progress=False)
+    tokenizer.train_from_iterator(texts[:200], trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return sum(map(len, texts))
+
+
+def tokenizing(name: str, folder: Path, output: Path) -> tuple[float, float]:
+    """(Seconds without imports, most memory of all its processes in MB) of one way, run on its own."""
+    # Not by `-m`: the stage's workers would import this file again.
+    program = f"from benchmarks.tokenizing import {name}; {name}({str(folder)!r}, {str(output)!r})"
+    command = [sys.executable, "-c", program]
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    with subprocess.Popen(  # noqa: S603 (this file itself)
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    ) as process:
+        peak, stop = [0.0], threading.Event()
+        sampler = threading.Thread(target=watch, args=(psutil.Process(process.pid), peak, stop))
+        sampler.start()
+        told, _ = process.communicate()
+        stop.set()
+        sampler.join()
+    return float(told.split()[-1]), peak[0]
+
+
+def watch(root: psutil.Process, peak: list[float], stop: threading.Event) -> None:
+    """Samples the memory of a process and all below it."""
+    while not stop.wait(0.1):
+        peak[0] = max(peak[0], sum(resident(root)) / 2**20)
+
+
+def resident(root: psutil.Process) -> Iterator[int]:
+    """Memory of a process and of all below it, in bytes: pages that several share are divided among them."""
+    try:
+        tree = [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    for process in tree:
+        try:
+            yield process.memory_full_info().pss
+        except psutil.NoSuchProcess:
+            continue
+
+
+def tokenize_stage(folder: str, output: str) -> None:
+    """The stage's own code; prints the seconds."""
+    from stages.tokenize import tokenize
+
+    began = time.perf_counter()
+    tokenize(Path(folder, "prepared"), Path(folder, "tokenizer.json"), Path(output), workers=2)
+    print(time.perf_counter() - began)
+
+
+def datasets_map(folder: str, output: str) -> None:
+    """The same ids into an Arrow table; prints the seconds."""
+    tokenizer = Tokenizer.from_file(str(Path(folder, "tokenizer.json")))
+
+    def encode(records: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+        encodings = tokenizer.encode_batch_fast(records["text"], add_special_tokens=False)
+        return {"input_ids": [encoding.ids for encoding in encodings]}
+
+    _map(folder, output, encode)
+
+
+def datasets_map_transformers(folder: str, output: str) -> None:
+    """As tutorials do it: with the tokenizer as `transformers` wraps it; prints the seconds."""
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(Path(folder, "tokenizer.json")))
+
+    def encode(records: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+        return {"input_ids": tokenizer(records["text"], add_special_tokens=False)["input_ids"]}
+
+    _map(folder, output, encode)
+
+
+def _map(folder: str, output: str, encode: Callable[[dict[str, list[str]]], dict[str, list[list[int]]]]) -> None:
+    import datasets
+
+    file, began = str(Path(folder, "prepared/pretraining/train.parquet")), time.perf_counter()
+    texts = datasets.Dataset.from_parquet(file, cache_dir=output)
+    features = datasets.Features({"input_ids": datasets.List(datasets.Value("uint16"))})
+    texts.map(encode, batched=True, num_proc=2, remove_columns=["text"], features=features)
+    print(time.perf_counter() - began)
+
+
+def main() -> None:
+    """Prints the table."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        tokenize_table(Path(folder))
+
+
+if __name__ == "__main__":
+    main()
