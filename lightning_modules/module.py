@@ -7,10 +7,12 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from lightning_modules.averaging import MovingAverage
 from lightning_modules.batching import Batch
 from lightning_modules.loss import batch_loss
 from lightning_modules.model_folder import Model
 from lightning_modules.optim import OPTIMIZERS, learning_rate_share
+from lightning_modules.parallel import clip_gradient, data_rank, own_shares, parallelise, whole_tensors
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Recipe:
     warmup_steps: int
     weight_decay: float
     label_smoothing: float
+    ema_decay: float  # of the weights' moving average; 0: none
     seed: int
 
 
@@ -38,35 +41,83 @@ class TransformerModule(pl.LightningModule):
         super().__init__()
         self.model, self.recipe = model, recipe
         self.train_loss = torch.zeros(())  # nats per target token of the last step, this rank's share of the sum
-        self._validation = torch.zeros(2)
+        self.gradient_norm = torch.zeros(())  # of the last step, before it was clipped
+        self.average: MovingAverage | None = None
+        self.weights = "raw"  # or what else the model's weights are now
+        self.validation_losses: dict[str, float] = {}  # of the last validation, by weights: raw (or what they are), ema
+        self._restored: dict[str, Tensor] | None = None
+        self._validation = torch.zeros(2, 2)
+
+    def configure_model(self) -> None:
+        """Shards or splits the model where the trainer's strategy does."""
+        parallelise(self, self.model)
+
+    def on_train_start(self) -> None:
+        """Begins the average of the weights, or takes up that of the checkpoint."""
+        if self.recipe.ema_decay:
+            self.average = MovingAverage(self.model, self.recipe.ema_decay)
+            if self._restored is not None:
+                self.average.load_state_dict(own_shares(self.model, self._restored))
+                self._restored = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the averaged weights."""
+        if self.average is not None:
+            checkpoint["average"] = whole_tensors(self.model, self.average.state_dict())
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps them until training starts."""
+        self._restored = checkpoint.get("average")
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seeds dropout by (seed, step, rank): a resumed run draws what the uninterrupted one would have."""
-        recipe = self.recipe
-        torch.manual_seed(((recipe.seed * 1_000_003 + self.global_step) * 4_099 + self.global_rank) % 2**63)
+        """Seeds dropout by (seed, step, part, rank): a resumed run draws what the uninterrupted one would have."""
+        recipe, parts = self.recipe, self.trainer.accumulate_grad_batches
+        part = self.global_step * parts + batch_idx % parts
+        seed = ((recipe.seed * 1_000_003 + part) * 4_099 + data_rank(self.trainer)[0]) % 2**63
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed also looks for absent devices: 0.2 ms a step
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Batch → loss in nats per target token."""
-        loss, tokens = batch_loss(self.model, batch, self.recipe.label_smoothing)
-        all_tokens = self._sum_over_ranks(tokens)
-        # DDP averages gradients over ranks; times their number makes it the sum again.
-        loss = loss * self.trainer.world_size / all_tokens
-        self.train_loss = loss.detach()
-        return loss
+        loss, _ = batch_loss(self.model, batch, self.recipe.label_smoothing)
+        # DDP averages gradients over ranks, Lightning over accumulated parts: times their number they are sums.
+        loss = loss * (data_rank(self.trainer)[1] / batch.targets)
+        parts = self.trainer.accumulate_grad_batches
+        first = batch_idx % parts == 0
+        self.train_loss = loss.detach() if first else self.train_loss + loss.detach()
+        return loss * parts
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Shortens a gradient longer than `gradient_clip_val`, and remembers its length."""
+        longest = float("inf") if gradient_clip_val is None else gradient_clip_val
+        self.gradient_norm = clip_gradient(self.model, longest)
+
+    def optimizer_step(self, *arguments: Any, **named: Any) -> None:
+        """Steps, and averages the weights."""
+        super().optimizer_step(*arguments, **named)
+        if self.average is not None:
+            self.average.update(self.global_step + 1)  # the trainer counts the step when this returns
 
     def on_validation_epoch_start(self) -> None:
         """Starts the sums of a validation."""
-        self._validation = torch.zeros(2, device=self.device)
+        self._validation = torch.zeros(2, 2, device=self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Adds a batch to (sum of nats, target tokens), without label smoothing."""
+        """Adds a batch to (sum of nats, target tokens), without label smoothing; so too with the averaged weights."""
         loss, tokens = batch_loss(self.model, batch, 0.0)
-        self._validation += torch.stack([loss.float(), tokens.float()])
+        self._validation[0] += torch.stack([loss.float(), tokens.float()])
+        if self.average is not None:
+            with self.average.in_place():
+                loss, tokens = batch_loss(self.model, batch, 0.0)
+            self._validation[1] += torch.stack([loss.float(), tokens.float()])
 
     def on_validation_epoch_end(self) -> None:
-        """Logs `validation_loss`: nats per target token over the whole validation set and all ranks."""
-        nats, tokens = self._sum_over_ranks(self._validation)
-        self.log("validation_loss", nats / tokens, rank_zero_only=False)
+        """Sets `validation_losses`: nats per target token over the whole validation set and all ranks."""
+        raw, ema = ((nats / tokens).item() for nats, tokens in self._sum_over_ranks(self._validation))
+        self.validation_losses = {self.weights: raw} | ({} if self.average is None else {"ema": ema})
 
     def configure_optimizers(self) -> Any:
         """The optimiser, its learning rate set anew each step by the schedule."""

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tiny import EOS, config, encoded, sentences, write_store
 
 from lightning_modules.batching import Batch
-from lightning_modules.datamodule import SpanPairs, find_span
 from lightning_modules.errors import PipelineError
+from lightning_modules.text_pairs import SpanPairs, find_span
 
 Pairs = list[tuple[list[int], list[int]]]
 _few = st.integers(5, 7)  # so few ids that beginnings of the target stand in many places
