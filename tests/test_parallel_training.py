@@ -1,0 +1,312 @@
+"""A model on several processes, sharded or split, learns what it does on one; each training is real processes."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import pytorch_lightning as pl
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from processes import still_works
+from safetensors.torch import load_file, save_file
+from stage_runs import PRETRAIN, checkpoints, curve, finish, workspace
+from tiny import config, hardware, pairs_split, read_json, recipe, tokenizer
+
+from lightning_modules.callbacks import Checkpoints, newest_checkpoint
+from lightning_modules.datamodule import TextDataModule
+from lightning_modules.errors import PipelineError
+from lightning_modules.hardware import choose
+from lightning_modules.model_folder import Model, new_model
+from lightning_modules.module import TransformerModule
+from lightning_modules.parallel import require_launched, require_possible, whole_state
+from lightning_modules.tensor_parallel import Split
+from lightning_modules.trainer import build_trainer
+from lightning_modules.transformer.embeddings import CharacterEmbedding
+from lightning_modules.transformer.heads import SpanReader
+from lightning_modules.transformer.model import Encoder
+from lightning_modules.vocabulary import token_bytes
+
+REPOSITORY = Path(__file__).parents[1]
+LLAMA = {
+    "architecture": "decoder",
+    "positions": "rotary",
+    "key_value_heads": 2,
+    "qk_norm": True,
+    "activation": "swiglu",
+    "norm_type": "rms",
+    "bias": False,
+    "tied_output": False,
+    "dropout": 0.1,
+}
+T5 = {
+    "positions": "relative",
+    "activation": "geglu",
+    "norm_type": "rms",
+    "bias": False,
+    "initialization": "t5",
+    "scale_attention": False,
+    "scale_logits": True,
+    "vocab_size": 601,
+}
+BERT = {"architecture": "encoder", "positions": "learned", "output_transform": True, "output_bias": True}
+CHARACTERS = {"embeddings": "characters", "tied_output": False, "positions": "alibi"}
+AVERAGED = {"ema_decay": 0.9, "accumulate": 2}
+Result = tuple[list[list[float]], dict[str, torch.Tensor]]
+
+
+class Losses(pl.Callback):
+    """The loss and the gradient's length of each step, and the losses of each validation."""
+
+    def __init__(self) -> None:
+        self.rows: list[list[float]] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            loss = trainer.strategy.reduce(pl_module.train_loss, reduce_op="mean")
+            self.rows.append([float(loss), float(pl_module.gradient_norm)])
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.rows.append(list(pl_module.validation_losses.values()))
+
+
+def work(folder: Path, plan: dict[str, Any]) -> None:
+    """One process of a training; the first writes losses and weights."""
+    split = pairs_split(folder / f"data-{os.getpid()}", **plan["model"])
+    model: Model = new_model(split.config, 0)
+    if isinstance(model.embedding, CharacterEmbedding):
+        model.embedding.spell(token_bytes(tokenizer()))
+    if isinstance(model, Encoder):
+        model = SpanReader(model)
+    module = TransformerModule(model, recipe(steps=8, ema_decay=plan["ema_decay"], label_smoothing=0.1))
+    used = hardware(**{key: plan[key] for key in ("devices", "num_nodes", "strategy")})
+    losses, saving = Losses(), Checkpoints(folder, 2, 2, 0, 0)
+    trainer = build_trainer(used, choose(used, 32, False), plan["steps"], plan["accumulate"], 3, 1.0, [losses, saving])
+    data = TextDataModule(split, split)
+    trainer.fit(module, data, ckpt_path=newest_checkpoint(folder), weights_only=True)
+    weights = whole_state(module.model)
+    if trainer.is_global_zero:
+        save_file({name: tensor.clone() for name, tensor in weights.items()}, folder / "weights.safetensors")
+        (folder / "losses.json").write_text(json.dumps(losses.rows))
+
+
+def train(folder: Path, strategy: str = "auto", nodes: int = 1, **changes: Any) -> Result:
+    """A training of 8 steps; of one process in this one; on several nodes, each started by its own torchrun."""
+    plan = {"strategy": strategy, "devices": 1 if strategy == "auto" else 2, "num_nodes": nodes} | changes
+    plan = {"steps": 8, "accumulate": 1, "ema_decay": 0.0, "model": {}} | plan
+    folder.mkdir(exist_ok=True)
+    if strategy == "auto":
+        work(folder, plan)
+        return result(folder)
+    command, port = [str(Path(__file__)), str(folder), json.dumps(plan)], free_port()
+    starts = [torchrun(node, port, plan["devices"]) for node in range(nodes)] if nodes > 1 else [[sys.executable]]
+    processes = [launch(folder, [*start, *command]) for start in starts]
+    assert [process.wait(timeout=300) for process in processes] == [0] * nodes, (folder / "log.txt").read_text()
+    return result(folder)
+
+
+def result(folder: Path) -> Result:
+    return json.loads((folder / "losses.json").read_text()), load_file(folder / "weights.safetensors")
+
+
+def launch(folder: Path, command: list[str], **variables: str) -> "subprocess.Popen[bytes]":
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PIPELINE_", "DVC_"))}
+    environment |= {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}", "OMP_NUM_THREADS": "1"} | variables
+    environment["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:9"
+    with (folder / "log.txt").open("a") as log:
+        return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+
+def torchrun(node: int, port: int, devices: int) -> list[str]:
+    size = ["--nnodes", "2", "--node-rank", str(node), "--nproc-per-node", str(devices)]
+    address = ["--master-addr", "127.0.0.1", "--master-port", str(port)]
+    return [sys.executable, "-m", "torch.distributed.run", *size, *address]
+
+
+def free_port() -> int:
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        port: int = opened.getsockname()[1]
+        return port
+
+
+def assert_same(got: Result, expected: Result) -> None:
+    """The same losses and gradient's lengths at every step; the same weights but for what AdamW makes of rounding."""
+    for row, other in zip(got[0], expected[0], strict=True):
+        assert row == pytest.approx(other, rel=1e-4)
+    assert {name: tensor.shape for name, tensor in got[1].items()} == {n: t.shape for n, t in expected[1].items()}
+    for name, tensor in expected[1].items():
+        if "bias" not in name:  # what a softmax does not see of them has nothing but rounding for a gradient
+            difference = (got[1][name] - tensor).float().norm() / tensor.float().norm().clamp(min=1e-9)
+            assert difference < 0.02, f"{name}: {difference}"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "settings"),
+    [
+        ("fsdp", AVERAGED),
+        ("fsdp", {"model": BERT}),
+        ("fsdp", {"model": CHARACTERS}),
+        ("tensor_parallel", {"model": LLAMA}),
+        ("tensor_parallel", {"model": T5} | AVERAGED),
+        ("tensor_parallel", {"model": BERT}),
+        ("tensor_parallel", {"model": CHARACTERS}),
+    ],
+)
+def test_two_processes_learn_what_one_does(tmp_path: Path, strategy: str, settings: dict[str, Any]) -> None:
+    """Ranks of `fsdp` have batches with different numbers of target tokens; those that split a model have the same."""
+    assert_same(train(tmp_path / "two", strategy, **settings), train(tmp_path / "one", **settings))
+
+
+def test_split_on_each_of_two_nodes_and_sharded_over_them(tmp_path: Path) -> None:
+    assert_same(train(tmp_path / "four", "tensor_parallel", nodes=2), train(tmp_path / "one"))
+
+
+def test_a_checkpoint_is_whole_and_others_go_on_from_it(tmp_path: Path) -> None:
+    whole = train(tmp_path / "one", **AVERAGED)
+    rows: list[list[float]] = []
+    for steps, strategy in ((2, "fsdp"), (4, "tensor_parallel"), (6, "fsdp"), (7, "auto"), (8, "tensor_parallel")):
+        got, weights = train(tmp_path / "many", strategy, steps=steps, **AVERAGED)
+        rows += got
+        saved = torch.load(tmp_path / f"many/step-{steps // 2 * 2:09d}.ckpt", weights_only=True)
+        shapes = {name.removeprefix("model."): tensor.shape for name, tensor in saved["state_dict"].items()}
+        assert shapes == {name: tensor.shape for name, tensor in whole[1].items()}
+    # Trained up to 7 and saved at 6, step 7 is made again.
+    del rows[len(rows) - 3]
+    assert_same((rows, weights), whole)
+
+
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 5), st.integers(0, 1))
+def test_shares_are_each_part_dealt_out_by_itself(ranks: int, parts: int, size: int, dim: int) -> None:
+    shape = [3, 3]
+    shape[dim] = parts * size * ranks
+    whole = torch.arange(9 * size * ranks * parts)[: shape[0] * shape[1]].view(shape)
+    shares = [Split(dim, parts).share(whole, rank, ranks) for rank in range(ranks)]
+    for part, expected in enumerate(whole.split(size * ranks, dim)):
+        assert torch.equal(torch.cat([share.split(size, dim)[part] for share in shares], dim), expected)
+
+
+SHORT = {"steps": 12, "warmup_steps": 4, "validate_every": 6, "checkpoint_every": 5, "learning_rate": 1e-3}
+
+
+def slurm(task: int) -> dict[str, str]:
+    """What SLURM tells one of two tasks on two nodes."""
+    return {
+        "SLURM_JOB_ID": str(free_port()),  # Lightning makes its port of the last four digits
+        "SLURM_JOB_NAME": "pretrain",
+        "SLURM_NODELIST": "127.0.0.1",
+        "SLURM_NNODES": "2",
+        "SLURM_NTASKS": "2",
+        "SLURM_NTASKS_PER_NODE": "1",
+        "SLURM_NODEID": str(task),
+        "SLURM_PROCID": str(task),
+        "SLURM_LOCALID": "0",
+    }
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "slurm"])
+def test_a_stage_on_two_nodes_learns_what_it_does_on_one(tmp_path: Path, launcher: str) -> None:
+    one = workspace(tmp_path / "one", pretrain=SHORT)
+    two = workspace(tmp_path / "two", pretrain=SHORT | {"num_nodes": 2, "strategy": "ddp"})
+    finish(one, PRETRAIN)
+    port, job = free_port(), slurm(0)["SLURM_JOB_ID"]
+    processes = [
+        launch(two, [*torchrun(node, port, 1), "-m", *PRETRAIN])
+        if launcher == "torchrun"
+        else launch(two, [sys.executable, "-m", *PRETRAIN], **slurm(node) | {"SLURM_JOB_ID": job})
+        for node in range(2)
+    ]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0], (two / "log.txt").read_text()
+    assert (two / "log.txt").read_text().count("MEMBER: 2/2") == 1
+    for rows in zip(*(curve(root / "models/pretrained") for root in (one, two)), strict=True):
+        for name in ("step", "train_loss", "validation_loss"):
+            assert bool(rows[0][name]) == bool(rows[1][name])
+            if rows[0][name]:
+                assert float(rows[1][name]) == pytest.approx(float(rows[0][name]), rel=1e-4)
+    assert list((two / ".pipeline/checkpoints").iterdir()) == []
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "tensor_parallel"])
+def test_a_stage_leaves_the_whole_model(tmp_path: Path, strategy: str) -> None:
+    one = workspace(tmp_path / "one", pretrain=SHORT)
+    two = workspace(tmp_path / "two", pretrain=SHORT | {"devices": 2, "strategy": strategy})
+    finish(one, PRETRAIN)
+    finish(two, PRETRAIN)
+    told, weights = [], []
+    for root in (one, two):
+        told.append(read_json(root / "models/pretrained/training.json"))
+        weights.append(load_file(root / "models/pretrained/model.safetensors"))
+    assert told[1]["validation_loss"] == pytest.approx(told[0]["validation_loss"], rel=1e-4)
+    assert told[1]["tokens"] == told[0]["tokens"]
+    assert_same(([], weights[1]), ([], weights[0]))
+
+
+@pytest.mark.parametrize(("strategy", "killed"), [("ddp", 0), ("fsdp", 1)])
+def test_no_process_waits_for_one_that_was_killed(tmp_path: Path, strategy: str, killed: int) -> None:
+    settings = {"devices": 2, "strategy": strategy, "steps": 5000, "checkpoint_every": 5}
+    root = workspace(tmp_path / "killed", pretrain=settings)
+    first = launch(root, [sys.executable, "-m", *PRETRAIN])
+    until(lambda: checkpoints(root) or first.poll() is not None)
+    ranks = [first.pid, *(child.pid for child in psutil.Process(first.pid).children())]
+    assert len(ranks) == 2, (root / "log.txt").read_text()
+    os.kill(ranks[killed], signal.SIGKILL)
+    until(lambda: not any(map(still_works, ranks)))
+    assert first.wait(timeout=10) != 0
+
+
+def until(done: Any) -> None:
+    for _ in range(6000):
+        if done():
+            return
+        time.sleep(0.02)
+    pytest.fail("waited two minutes")
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        (
+            {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"},
+            "torchrun started 4 processes, 2 of",
+        ),
+        (slurm(0), "SLURM started 2 processes, 1 of them on this node, but devices × num_nodes is 2 × 2"),
+        ({}, "num_nodes is 2, but nothing started this process as one of several"),
+    ],
+)
+def test_other_processes_than_asked_for_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], words: str
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    devices = 1 if "WORLD_SIZE" in variables else 2
+    with pytest.raises(PipelineError, match=words):
+        require_launched(devices, 2)
+
+
+def test_what_launchers_started_as_asked_for_is_fine(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_launched(8, 1)
+    for name, value in slurm(1).items():
+        monkeypatch.setenv(name, value)
+    require_launched(1, 2)
+
+
+def test_what_cannot_be_split_is_one_line() -> None:
+    used = hardware(devices=2, strategy="tensor_parallel")
+    trainer = build_trainer(used, choose(used, 32, True), 1, 1, 1, 1.0, [])
+    require_possible(trainer, config(), "adamw")
+    with pytest.raises(PipelineError, match=r"2 devices do not divide model.key_value_heads \(1\)"):
+        require_possible(trainer, config(key_value_heads=1), "adamw")
+    with pytest.raises(PipelineError, match=r"strategy tensor_parallel .* muon needs whole ones"):
+        require_possible(trainer, config(), "muon")
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]), json.loads(sys.argv[2]))
