@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test ui serve-flows lint clean lock
+.PHONY: help demo test ui serve-flows overfit find-learning-rate lint clean lock
 
 PYTHON ?=
 PORT ?= 5000
@@ -12,7 +12,7 @@ CANDIDATES := $(if $(PYTHON),$(PYTHON),python3 python3.13 python3.12 python3.11)
 SUITABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(INSTALLED)  ## run the whole pipeline on the embedded data (8 minutes on two cores); again: what has changed
 	@$(BIN)/python -m flows $(ARGS)
@@ -32,6 +32,12 @@ ui: $(INSTALLED)  ## open MLflow (runs, metrics, models) on http://127.0.0.1:500
 
 serve-flows: $(INSTALLED)  ## open Prefect (flow runs, logs) on http://127.0.0.1:4200 and run the schedules of prefect.yaml
 	@$(BIN)/python -m flows.serve
+
+overfit: $(INSTALLED)  ## can the model of params.yaml learn one batch by heart? (ARGS=translation: a task's)
+	@$(BIN)/python -m stages.overfit $(ARGS)
+
+find-learning-rate: $(INSTALLED)  ## try rising learning rates and draw the losses (ARGS=translation: a task's)
+	@$(BIN)/python -m stages.find_learning_rate $(ARGS)
 
 lint: $(INSTALLED)  ## check style and types
 	@$(BIN)/ruff check .

@@ -1,22 +1,24 @@
-"""What happens around training steps: checkpoints to resume from, the best weights, stopping on request, telling."""
+"""What happens around training steps: checkpoints to resume from, the best weights, stopping on request."""
 
 import os
+import shutil
 import signal
-import time
+import zipfile
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.trainer.states import TrainerFn
 from safetensors.torch import save_file
-from tqdm import tqdm
 
 from lightning_modules.batching import Batch
+from lightning_modules.errors import PipelineError
 from lightning_modules.module import TransformerModule
-
-KEEP_CHECKPOINTS = 2  # the last, and the one before it in case the last cannot be read
+from lightning_modules.parallel import whole_state
 
 
 class Checkpoints(pl.Callback):
@@ -25,47 +27,68 @@ class Checkpoints(pl.Callback):
     Files appear under their names only when they are whole: written beside and renamed.
     """
 
-    def __init__(self, folder: Path, every: int, patience: int) -> None:
-        """`patience` validations without improvement end the training; 0: never."""
-        self.folder, self.every, self.patience = folder, every, patience
-        self.best_loss, self.best_step, self.without_improvement = float("inf"), 0, 0
+    def __init__(self, folder: Path, every: int, keep: int, average: int, patience: int) -> None:
+        """`keep` checkpoints are kept, and the weights of the last `average` ones for a mean of them.
+
+        `patience` validations without improvement end the training; 0: never.
+        """
+        self.folder, self.every, self.keep, self.average, self.patience = folder, every, keep, average, patience
+        self.best_loss, self.best_step, self.best_weights, self.without_improvement = float("inf"), 0, "raw", 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers, saved in every checkpoint."""
+        """Plain values, saved in every checkpoint."""
         return {
             "best_loss": self.best_loss,
             "best_step": self.best_step,
+            "best_weights": self.best_weights,
             "without_improvement": self.without_improvement,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes them up again."""
         self.best_loss, self.best_step = state_dict["best_loss"], state_dict["best_step"]
-        self.without_improvement = state_dict["without_improvement"]
+        self.best_weights, self.without_improvement = state_dict["best_weights"], state_dict["without_improvement"]
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
         """Saves when it is time; where a validation follows, after it."""
-        if trainer.global_step % self.every == 0 and not validation_follows(trainer):
-            save_checkpoint(trainer, self.folder)
+        if step_done(trainer, batch_idx) and self._due(trainer) and not validation_follows(trainer):
+            self._save(trainer, pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keeps the weights of the best validation so far; ends a training that no longer improves; saves if due."""
-        loss = float(trainer.callback_metrics["validation_loss"])
+        assert isinstance(pl_module, TransformerModule)
+        weights, loss = min(pl_module.validation_losses.items(), key=lambda item: item[1])
         if loss < self.best_loss:
-            self.best_loss, self.best_step, self.without_improvement = loss, trainer.global_step, 0
-            if trainer.is_global_zero:
-                assert isinstance(pl_module, TransformerModule)
-                self.folder.mkdir(parents=True, exist_ok=True)
-                unfinished = self.folder / "best.unfinished"
-                save_file({k: v.contiguous() for k, v in pl_module.model.state_dict().items()}, unfinished)
+            self.best_loss, self.best_step, self.best_weights = loss, trainer.global_step, weights
+            self.without_improvement = 0
+            with pl_module.average.in_place() if weights == "ema" and pl_module.average else nullcontext():
                 # A run killed before its next checkpoint validates this step again, with the same result.
-                unfinished.replace(self.folder / "best.safetensors")
+                save_weights(trainer, pl_module, self.folder / "best.safetensors")
         else:
             self.without_improvement += 1
             if self.patience and self.without_improvement >= self.patience:
                 trainer.should_stop = True
-        if trainer.global_step % self.every == 0 and not trainer.should_stop:
-            save_checkpoint(trainer, self.folder)
+        if self._due(trainer) and not trainer.should_stop and trainer.state.fn == TrainerFn.FITTING:
+            self._save(trainer, pl_module)
+
+    def _due(self, trainer: pl.Trainer) -> bool:
+        return trainer.global_step % self.every == 0
+
+    def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.average:
+            assert isinstance(pl_module, TransformerModule)
+            save_weights(trainer, pl_module, self.folder / f"weights-{trainer.global_step:09d}.safetensors")
+            if trainer.is_global_zero:
+                for old in sorted(self.folder.glob("weights-*.safetensors"))[: -self.average]:
+                    old.unlink()
+        save_checkpoint(trainer, self.folder, self.keep)
+
+
+def step_done(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """Whether this batch was the last of those that a step's gradient is accumulated over."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
 
 
 def validation_follows(trainer: pl.Trainer) -> bool:
@@ -74,28 +97,67 @@ def validation_follows(trainer: pl.Trainer) -> bool:
     A checkpoint saved between the two would lose it: Lightning takes up such a checkpoint after the validation.
     """
     every = trainer.val_check_batch
-    return every is not None and trainer.global_step % every == 0
+    return every is not None and trainer.global_step * trainer.accumulate_grad_batches % every == 0
 
 
-def save_checkpoint(trainer: pl.Trainer, folder: Path) -> None:
-    """Writes `step-N.ckpt` into `folder` and removes all but the newest two. All ranks must call it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step-{trainer.global_step:09d}.ckpt"
-    unfinished = path.with_suffix(".unfinished")
-    trainer.save_checkpoint(unfinished)
+def save_weights(trainer: pl.Trainer, module: TransformerModule, path: Path) -> None:
+    """Writes the weights alone, whole or not at all. All ranks must call it."""
+    whole = whole_state(module.model)
     if trainer.is_global_zero:
+        _write(path, lambda to: save_file({name: tensor.contiguous() for name, tensor in whole.items()}, to))
+
+
+def save_checkpoint(trainer: pl.Trainer, folder: Path, keep: int) -> None:
+    """Writes `step-N.ckpt` into `folder` and removes all but the newest `keep`. All ranks must call it.
+
+    Raises PipelineError where it cannot be written; those before it are left as they are.
+    """
+    path = folder / f"step-{trainer.global_step:09d}.ckpt"
+    _write(path, trainer.save_checkpoint, written=trainer.is_global_zero)
+    if trainer.is_global_zero:
+        for old in sorted(folder.glob("step-*.ckpt"))[:-keep]:
+            old.unlink()
+
+
+def _write(path: Path, write: Callable[[Path], None], written: bool = True) -> None:
+    """Lets `write` make a file beside `path`; moves it there once it is on the disk and can be read again.
+
+    Ranks that only take part in making it (`written` is false) have no file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    try:
+        write(unfinished)
+        if not written:
+            return
         with unfinished.open("rb") as file:
             os.fsync(file.fileno())
+        if path.suffix == ".ckpt":
+            check_readable(unfinished)
         unfinished.replace(path)
-        for old in sorted(folder.glob("step-*.ckpt"))[:-KEEP_CHECKPOINTS]:
-            old.unlink()
+    except (OSError, RuntimeError, zipfile.BadZipFile) as error:  # the second: torch's own
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        free = shutil.disk_usage(path.parent).free
+        raise PipelineError(
+            f"{path} cannot be written ({error}; {free / 1e9:.1f} GB free there): what was saved before is kept, and "
+            "the same command goes on from it once there is room"
+        ) from error
+
+
+def check_readable(path: Path) -> None:
+    """Raises where a checkpoint is cut or a byte of it is not what was written (ZIP's checksums; 1 s a gigabyte)."""
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(f"{damaged} in it has changed since it was written")
+    torch.load(path, map_location="meta", weights_only=True, mmap=True)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that can be read. One that cannot is named on stdout and set aside as `*.damaged`."""
     for path in sorted(folder.glob("step-*.ckpt"), reverse=True):
         try:
-            torch.load(path, map_location="meta", weights_only=True, mmap=True)
+            check_readable(path)
         except Exception as error:  # a cut or overwritten file fails in many ways
             print(f"checkpoint {path} cannot be read ({error}): set aside, using the one before", flush=True)
             path.rename(path.with_suffix(".damaged"))
@@ -110,8 +172,8 @@ class StopOnSignal(pl.Callback):
     Lightning's own SIGTERM handling exits with status 0 and hangs under DDP, so this one replaces it.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.stopped = folder, False
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep, self.stopped = folder, keep, False
         self._signal = 0
         self._former: dict[int, Any] = {}
 
@@ -126,12 +188,18 @@ class StopOnSignal(pl.Callback):
         for number, handler in self._former.items():
             signal.signal(number, handler)
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Puts them back then, too: Lightning does not call `teardown`."""
+        self.teardown(trainer, pl_module, "fit")
+
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self._signal = number
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
         """Stops here, or where a validation follows, after it."""
-        if not validation_follows(trainer):
+        if step_done(trainer, batch_idx) and not validation_follows(trainer):
             self._stop_if_told(trainer, pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -145,91 +213,7 @@ class StopOnSignal(pl.Callback):
         if trainer.world_size > 1:
             told = trainer.strategy.reduce(told, reduce_op="sum")  # type: ignore[assignment]
         if told > 0:
-            save_checkpoint(trainer, self.folder)
+            save_checkpoint(trainer, self.folder, self.keep)
             self.stopped = True
             trainer.should_stop = True
             trainer.limit_val_batches = 0  # Lightning would validate before it stops
-
-
-class Telling(pl.Callback):
-    """A progress bar, and the learning curve: a row each `every` steps and each validation.
-
-    Rows are kept in checkpoints, so the curve of a resumed run is whole.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        steps: int,
-        every: int,
-        bar: Callable[..., "tqdm[Any]"],
-        log: Callable[[dict[str, float], int], None] | None,
-    ) -> None:
-        """`bar(total=…, name=…, unit=…)` makes the progress bar; `log` receives (metrics, step) as they come."""
-        self.name, self.steps, self.every, self.make_bar, self.record = name, steps, every, bar, log
-        self.rows: list[dict[str, float]] = []
-        self.tokens, self.seconds = 0, 0.0  # over all processes that worked on this run, validation included
-        self._clock = 0.0
-        self._mark = (0.0, 0)  # seconds and tokens at the last row
-        self._bar: tqdm[Any] | None = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """The curve so far and what it cost."""
-        return {"rows": self.rows, "tokens": self.tokens, "seconds": self.seconds, "mark": self._mark}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes them up again."""
-        self.rows, self.tokens = list(state_dict["rows"]), state_dict["tokens"]
-        self.seconds, self._mark = state_dict["seconds"], state_dict["mark"]
-
-    def validated(self, step: int) -> bool:
-        """Whether the weights after `step` have been validated."""
-        return any(row["step"] == step and "validation_loss" in row for row in self.rows)
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Opens the bar at the step that training starts from."""
-        self._clock = time.perf_counter()
-        if trainer.is_global_zero:
-            self._bar = self.make_bar(total=self.steps, name=self.name, unit="step")
-            self._bar.update(trainer.global_step)
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
-        """Counts, and moves the bar; each `every` steps adds a row."""
-        now = time.perf_counter()
-        self.seconds, self._clock = self.seconds + now - self._clock, now
-        assert isinstance(pl_module, TransformerModule)
-        written = 0 if pl_module.model.config.architecture == "encoder" else batch.target_BT.numel()
-        self.tokens += (batch.source_BS.numel() + written) * trainer.world_size
-        if self._bar is not None:
-            self._bar.update()
-        if trainer.global_step % self.every:
-            return
-        seconds, tokens = self.seconds - self._mark[0], self.tokens - self._mark[1]
-        self._mark = (self.seconds, self.tokens)
-        loss = pl_module.train_loss
-        if trainer.world_size > 1:  # each rank holds its part of the sum times the number of ranks
-            loss = trainer.strategy.reduce(loss, reduce_op="mean")  # type: ignore[assignment]
-        row = {
-            "train_loss": float(loss),
-            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
-            "tokens_per_second": tokens / seconds,
-        }
-        self._add(row, trainer)
-        if self._bar is not None:
-            self._bar.set_postfix_str(f"loss={row['train_loss']:.3f} {row['tokens_per_second']:,.0f} tokens/s")
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Adds the validation loss."""
-        self._add({"validation_loss": float(trainer.callback_metrics["validation_loss"])}, trainer)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Closes the bar."""
-        if self._bar is not None:
-            self._bar.close()
-
-    def _add(self, metrics: dict[str, float], trainer: pl.Trainer) -> None:
-        self.rows.append({"step": trainer.global_step, **metrics})
-        if self.record:
-            self.record(metrics, trainer.global_step)

@@ -1,8 +1,7 @@
-"""The Trainer, built in one place: devices, strategy, precision, threads."""
+"""The Trainer, built in one place."""
 
 import logging
 import warnings
-from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,53 +10,47 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_modules.allocator import keep_memory
 from lightning_modules.errors import PipelineError
-
-
-@dataclass(frozen=True)
-class Hardware:
-    """Where to train; each may be `auto`."""
-
-    accelerator: str
-    devices: int | str
-    num_nodes: int
-    strategy: str
-    precision: str
-    threads: int | str
+from lightning_modules.hardware import Choice, Hardware
+from lightning_modules.parallel import SHARDED, make_strategy, require_launched
 
 
 def build_trainer(
-    hardware: Hardware, steps: int, validate_every: int, gradient_clip: float, callbacks: list[pl.Callback]
+    hardware: Hardware,
+    choice: Choice,
+    steps: int,
+    accumulate: int,
+    validate_every: int,
+    gradient_clip: float,
+    callbacks: list[pl.Callback],
 ) -> pl.Trainer:
     """A Trainer that counts optimiser steps, never epochs, and writes nothing of its own accord.
 
-    `auto` becomes: all GPUs, else the CPU as one process; DDP where there are several processes; bf16 on GPUs, fp32 on
-    CPUs (bf16 autocast on a CPU without matrix units measured 0.66× of fp32). Raises PipelineError where the machine
-    has not the devices asked for.
+    `auto` devices are all GPUs, else the CPU as one process; several processes work by DDP. Raises PipelineError where
+    the machine has not the devices asked for.
     """
-    on_gpu = hardware.accelerator in ("gpu", "cuda") or (hardware.accelerator == "auto" and torch.cuda.is_available())
     keep_memory()
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its advertisements and lists of absent devices
     warnings.filterwarnings("ignore", module="pytorch_lightning.utilities._pytree")  # torch's deprecation, not ours
     if hardware.threads != "auto":
         torch.set_num_threads(int(hardware.threads))
-    if on_gpu:
+    if choice.on_gpu:
         torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in fp32
-    precision: Any = hardware.precision
-    if precision == "auto":
-        precision = "bf16-mixed" if on_gpu else "32-true"
     devices: Any = hardware.devices
-    if devices == "auto" and not on_gpu:
+    if devices == "auto" and not choice.on_gpu:
         devices = 1
+    precision: Any = choice.precision
     try:
-        return pl.Trainer(
-            accelerator="gpu" if on_gpu else "cpu",
+        trainer = pl.Trainer(
+            accelerator="gpu" if choice.on_gpu else "cpu",
             devices=devices,
             num_nodes=hardware.num_nodes,
-            strategy=hardware.strategy,
+            strategy=make_strategy(hardware.strategy),
+            inference_mode=hardware.strategy not in SHARDED,  # its tensors could not be trained on after it
             precision=precision,
             max_steps=steps,
             max_epochs=-1,
-            val_check_interval=validate_every,
+            accumulate_grad_batches=accumulate,
+            val_check_interval=validate_every * accumulate,  # Lightning counts batches
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
             gradient_clip_val=gradient_clip or None,
@@ -68,6 +61,8 @@ def build_trainer(
             enable_progress_bar=False,
             enable_model_summary=False,
         )
+        require_launched(trainer.num_devices, trainer.num_nodes)
+        return trainer
     except MisconfigurationException as error:
         problem = " ".join(str(error).split())
         raise PipelineError(

@@ -1,7 +1,6 @@
 """Where to train: this machine, whose peak is measured, and GPUs by their data sheets. Costs a second or two."""
 
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -61,9 +60,11 @@ class Device:
         """Seconds that no layer of a step is shorter than."""
         return LAUNCH if self.gpu else 0.0
 
-    def half(self, section: Section) -> bool:
-        """Whether `precision` means bf16 here."""
-        return section.precision == "bf16-mixed" or (section.precision == "auto" and self.gpu)
+    def half(self, section: Section, width: int) -> bool:
+        """Whether `precision` means bf16 here, for a model of `width`."""
+        from lightning_modules.hardware import half_precision
+
+        return half_precision(section.precision, self.gpu, width)[0]
 
     def processes(self, section: Section) -> int:
         """Devices that share a batch; the processes of one CPU share its cores, so they are one device."""
@@ -108,22 +109,14 @@ def _threads(section: Section) -> int:
 
 @cache
 def measured_peak(gpu: bool, half: bool, threads: int) -> float:
-    """FLOP/s of the fastest of some products of square matrices, in the precision that trains; about a second."""
+    """FLOP/s of a product of square matrices, in the precision that trains."""
     import torch
 
-    size, dtype = (8192 if gpu else 2048), (torch.bfloat16 if half else torch.float32)
-    device, before = torch.device("cuda" if gpu else "cpu"), torch.get_num_threads()
+    from lightning_modules.peak import matmul_peak
+
+    before = torch.get_num_threads()
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("high" if gpu else "highest")  # as the trainer does
-    matrix = torch.randn(size, size, dtype=dtype, device=device)
-    fastest = float("inf")
-    for _ in range(6):
-        if gpu:
-            torch.cuda.synchronize()
-        began = time.perf_counter()
-        matrix @ matrix
-        if gpu:
-            torch.cuda.synchronize()
-        fastest = min(fastest, time.perf_counter() - began)
+    peak = matmul_peak(torch.device("cuda" if gpu else "cpu"), torch.bfloat16 if half else torch.float32)
     torch.set_num_threads(before)
-    return 2 * size**3 / fastest
+    return peak

@@ -10,35 +10,26 @@ from pathlib import Path
 
 import torch
 
-from lightning_modules.datamodule import SpanPairs, TextPairs
 from lightning_modules.errors import PipelineError
 from lightning_modules.model_folder import Model, load_model, load_tokenizer, read_config, sha256
+from lightning_modules.text_pairs import SpanPairs, TextPairs
 from lightning_modules.text_to_text import TextToText
 from lightning_modules.transformer.heads import SpanReader
 from lightning_modules.transformer.model import Encoder
 from stages.console import run_stage, stage_parser
 from stages.params import Params, load_params
-from stages.training import Job, first_model, recipe, run_training
+from stages.training import first_model, recipe, run_training
+from stages.training_job import Job
 
 TOKENIZER, PRETRAINED = Path("data/tokenizer"), Path("models/pretrained")
 
 
 def finetune(params: Params, task: str, from_scratch: bool) -> None:
     """Trains models/TASK or models/TASK-scratch. Raises PipelineError, or Interrupted after saving a checkpoint."""
-    if task not in params.tasks:
-        raise PipelineError(f"no task {task!r} in params.yaml, which has {', '.join(params.tasks)}")
+    model, train, validation = materials(params, task, from_scratch)
     section, own, seed = params.finetune, params.tasks[task], params.seed
     tokens, output = Path("data/tokens") / task, Path("models") / (f"{task}-scratch" if from_scratch else task)
     tokenizer_file = TOKENIZER / "tokenizer.json"
-    model = _first_model(params) if from_scratch else _pretrained_model(params, tokenizer_file)
-    if isinstance(model, Encoder):
-        torch.manual_seed(seed)  # of the new weights, the same for both
-        model = SpanReader(model)
-    pairs = SpanPairs if isinstance(model, SpanReader) else TextPairs
-    train, validation = (
-        pairs(tokens / split, model.config, section.batch_tokens, own.max_source_tokens, own.max_target_tokens, seed)
-        for split in ("train", "validation")
-    )
     _tell(task, train)
     settings = {"seed": seed, "finetune": section.model_dump(), "task": own.model_dump()}
     if from_scratch:
@@ -54,6 +45,7 @@ def finetune(params: Params, task: str, from_scratch: bool) -> None:
         limits={"max_source_tokens": own.max_source_tokens, "max_target_tokens": own.max_target_tokens},
         tokenizer_file=tokenizer_file,
         cut=train.cut,
+        same_shapes=False,
     )
 
     def sample() -> str:
@@ -66,6 +58,24 @@ def finetune(params: Params, task: str, from_scratch: bool) -> None:
         )
 
     run_training(job, model, train, validation, sample)
+
+
+def materials(params: Params, task: str, from_scratch: bool) -> tuple[Model, TextPairs, TextPairs]:
+    """(The model to train, the pairs it is trained on, those it is validated on). Raises PipelineError."""
+    if task not in params.tasks:
+        raise PipelineError(f"no task {task!r} in params.yaml, which has {', '.join(params.tasks)}")
+    section, own, tokens = params.finetune, params.tasks[task], Path("data/tokens") / task
+    model = _first_model(params) if from_scratch else _pretrained_model(params, TOKENIZER / "tokenizer.json")
+    if isinstance(model, Encoder):
+        torch.manual_seed(params.seed)  # of the new weights, the same for both
+        model = SpanReader(model)
+    pairs = SpanPairs if isinstance(model, SpanReader) else TextPairs
+    longest = own.max_source_tokens, own.max_target_tokens
+    train, validation = (
+        pairs(tokens / split, model.config, section.batch_tokens, *longest, params.seed)
+        for split in ("train", "validation")
+    )
+    return model, train, validation
 
 
 def _tell(task: str, train: TextPairs) -> None:

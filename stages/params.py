@@ -53,6 +53,10 @@ def _architecture_problems(params: Params, config: TransformerConfig) -> Iterato
                 "prefix_lm reads the prefix in both directions: add bidirectional_prefix: true to the section model"
             )
             yield ("pretrain", "objective"), problem
+        apart = architecture != "decoder" or name in ("causal_lm", "prefix_lm")
+        if params.pretrain.packing == "best_fit" and not apart:
+            problem = f"a decoder that learns {name} cannot keep documents apart: use joined"
+            yield ("pretrain", "packing"), problem
     for name in params.tasks:
         if architecture == "encoder" and name in TASKS and not TASKS[name].answer_in_source:
             problem = (

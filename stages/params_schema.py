@@ -133,14 +133,22 @@ class Training(Section):
     warmup_steps: CountOrZero
     weight_decay: Annotated[float, Field(ge=0)]
     gradient_clip: Positive
+    accumulate: Count
+    ema_decay: Dropout
+    average_checkpoints: CountOrZero
     validate_every: Count
     checkpoint_every: Count
+    keep_checkpoints: Count
     early_stopping_patience: CountOrZero
+    on_loss_spike: Literal["ignore", "skip", "roll_back"]
     accelerator: Literal["auto", "cpu", "gpu"]
     devices: AutoOrCount
     num_nodes: Count
-    strategy: Literal["auto", "ddp"]
+    strategy: Literal["auto", "ddp", "fsdp", "tensor_parallel"]
     precision: Literal["auto", "32-true", "bf16-mixed"]
+    compile: Literal["auto"] | bool
+    recompute_activations: bool
+    step_times: bool
     threads: AutoOrCount
 
 
@@ -152,6 +160,7 @@ class Pretrain(Training):
     mean_span_length: Annotated[float, Field(ge=1)]
     whole_words: bool
     sequence_length: Annotated[int, Field(ge=8)]
+    packing: Literal["best_fit", "joined"]
     batch_size: Count
     steps: CountOrZero
     learning_rate: Positive

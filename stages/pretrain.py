@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lightning_modules.advice import repetition
 from lightning_modules.batching import Batch
-from lightning_modules.datamodule import TextRows
 from lightning_modules.decoding import greedy
 from lightning_modules.errors import PipelineError
 from lightning_modules.model_folder import Model, load_model, load_tokenizer, save_model
 from lightning_modules.objectives import Denoising, Mixture, Objective, make_objective
+from lightning_modules.text_rows import TextRows
 from lightning_modules.token_store import TokenStore
 from lightning_modules.transformer.config import TransformerConfig
 from lightning_modules.transformer.heads import SpanReader
@@ -27,21 +28,61 @@ from stages.outputs import whole_directory
 from stages.params import Params, load_params
 from stages.params_schema import StartFrom
 from stages.start import checked_folder
-from stages.training import Job, first_model, recipe, run_training, write_curve
+from stages.training import first_model, recipe, run_training, write_curve
+from stages.training_job import Job
 
 TOKENS, TOKENIZER, OUTPUT = Path("data/tokens/pretraining"), Path("data/tokenizer"), Path("models/pretrained")
 SAMPLES = 4
+SAME_SHAPES = {"causal_lm", "masked_lm", "span_corruption"}  # objectives that make of rows batches of one shape
 
 
 def pretrain(params: Params) -> None:
     """Trains `models/pretrained` as `params` say. Raises PipelineError, or Interrupted after saving a checkpoint."""
-    section, seed = params.pretrain, params.seed
-    tokenizer = load_tokenizer(TOKENIZER)
-    config = params.model.config(vocab_size=tokenizer.get_vocab_size())
-    start = params.model.start_from
+    section, seed, start = params.pretrain, params.seed, params.model.start_from
     if start is not None and not section.steps:
         _take_over(start)
         return
+    model, train, validation = materials(params)
+    if warning := repetition("pretrain", section.steps, train.batches_per_epoch):
+        print(warning, flush=True)
+    job = Job(
+        name="pretrain",
+        output=OUTPUT,
+        section=section,
+        recipe=recipe(section, section.steps, section.learning_rate, label_smoothing=0.0, seed=seed),
+        settings={
+            "seed": seed,
+            "model": asdict(train.config),
+            "start_from": start and start.sha256,
+            "pretrain": section.model_dump(),
+        },
+        tokens=TOKENS,
+        inputs=[TOKENS, TOKENIZER],
+        limits={},
+        tokenizer_file=TOKENIZER / "tokenizer.json",
+        cut={},
+        same_shapes=set(section.objective) <= SAME_SHAPES and len(section.objective) == 1,
+    )
+
+    def sample() -> str:
+        tokenizer = load_tokenizer(TOKENIZER)
+        batch = next(iter(validation.validation_batches(0, 1)))
+        read, hidden, guessed = guesses(model.cpu(), batch)
+        lines = []
+        for row in zip(read, hidden, guessed, strict=True):
+            for name, ids in zip(("read", "hidden", "guessed"), row, strict=True):
+                lines.append(f"{name}: {tokenizer.decode(ids, skip_special_tokens=False)}")
+            lines.append("")
+        return "\n".join(lines)
+
+    run_training(job, model, train, validation, sample)
+
+
+def materials(params: Params) -> tuple[Model, TextRows, TextRows]:
+    """(The model to train, the text it is trained on, the text it is validated on). Raises PipelineError."""
+    section, start = params.pretrain, params.model.start_from
+    tokenizer = load_tokenizer(TOKENIZER)
+    config = params.model.config(vocab_size=tokenizer.get_vocab_size())
     model = first_model(params, tokenizer, config) if start is None else _started_model(start, config.dropout)
     objective = make_objective(
         section.objective,
@@ -58,40 +99,13 @@ def pretrain(params: Params) -> None:
             section.sequence_length,
             section.batch_size,
             section.validation_batches,
-            seed,
+            params.seed,
+            section.packing,
         )
         for split in ("train", "validation")
     )
     _check_length(config, objective, section.sequence_length)
-    job = Job(
-        name="pretrain",
-        output=OUTPUT,
-        section=section,
-        recipe=recipe(section, section.steps, section.learning_rate, label_smoothing=0.0, seed=seed),
-        settings={
-            "seed": seed,
-            "model": asdict(config),
-            "start_from": start and start.sha256,
-            "pretrain": section.model_dump(),
-        },
-        tokens=TOKENS,
-        inputs=[TOKENS, TOKENIZER],
-        limits={},
-        tokenizer_file=TOKENIZER / "tokenizer.json",
-        cut={},
-    )
-
-    def sample() -> str:
-        batch = next(iter(validation.validation_batches(0, 1)))
-        read, hidden, guessed = guesses(model.cpu(), batch)
-        lines = []
-        for row in zip(read, hidden, guessed, strict=True):
-            for name, ids in zip(("read", "hidden", "guessed"), row, strict=True):
-                lines.append(f"{name}: {tokenizer.decode(ids, skip_special_tokens=False)}")
-            lines.append("")
-        return "\n".join(lines)
-
-    run_training(job, model, train, validation, sample)
+    return model, train, validation
 
 
 def _started_model(start: StartFrom, dropout: float) -> Encoder | Decoder | EncoderDecoder:
@@ -117,9 +131,8 @@ def _take_over(start: StartFrom) -> None:
 
 def guesses(model: Model, batch: Batch) -> tuple[list[list[int]], list[list[int]], list[list[int]]]:
     """What the model read, what was hidden from it, and what it guesses, for the first rows of a batch."""
-    source_BS, target_BT, real_BS = (None if part is None else part[:SAMPLES] for part in batch)
-    assert source_BS is not None
-    assert target_BT is not None
+    source_BS, target_BT = batch.source_BS[:SAMPLES], batch.target_BT[:SAMPLES]
+    real_BS = None if batch.real_BS is None else batch.real_BS[:SAMPLES]
     if isinstance(model, Encoder):
         with torch.inference_mode():
             best_BT = model.logits(model(source_BS, real_BS)).argmax(-1)

@@ -15,6 +15,8 @@ from typing import Any
 from lightning_modules.errors import PipelineError
 from stages.console import run_stage, stage_parser
 from stages.outputs import whole_file
+from stages.params import load_params
+from stages.report_costs import costs
 from stages.report_page import Results, page
 from stages.report_table import comparison_table, table_text
 
@@ -31,12 +33,14 @@ def gather(root: Path) -> Results:
     tasks = list(dict.fromkeys(row.task for row in rows))
     curves = {task: _csv(reports / "tasks" / task / "curve.csv") for task in tasks}
     pretraining = models / "pretrained" / "curve.csv"
+    training = {path.parent.name: _json(path) for path in sorted(models.glob("*/training.json"))}
     return Results(
         rows=rows,
         predictions={task: _json_lines(reports / "tasks" / task / "predictions.jsonl") for task in tasks},
         curves={"pretraining": _csv(pretraining) if pretraining.exists() else []} | curves,
         prepare=_json(reports / "prepare.json"),
-        training={path.parent.name: _json(path) for path in sorted(models.glob("*/training.json"))},
+        training=training,
+        costs=costs(load_params(root / "params.yaml"), training),
         attention={task: _text(reports / "tasks" / task / "attention.svg") for task in tasks},
         lineage=_lineage(root),
     )

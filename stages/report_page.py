@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from stages.estimate import short
+from stages.report_costs import Cost
 from stages.report_plots import COLOURS, LABELS, Curve, curves_svg, scores_svg
 from stages.report_table import HEADER, Row
 from stages.scores import record_scores
@@ -62,6 +64,7 @@ class Results:
     curves: dict[str, list[dict[str, str]]]  # "pretraining" or task → rows of a curve.csv
     prepare: dict[str, Any]  # purpose → source → counts
     training: dict[str, dict[str, Any]]  # folder of models/ → its training.json
+    costs: list[Cost]
     attention: dict[str, str]  # task → a picture as SVG
     lineage: list[tuple[str, str]]
 
@@ -127,9 +130,20 @@ def _learning(results: Results) -> Iterable[str]:
                     curves.append(Curve(title, points, COLOURS[system], faint))
         if curves:
             yield f"<h3>{escape(name.replace('_', ' '))}</h3><div class='wide'>{curves_svg(curves)}</div>"
-    columns = ("steps", "tokens", "seconds", "tokens_per_second", "parameters", "validation_loss", "best_step")
+    columns = (
+        *("steps", "tokens", "padding", "seconds", "tokens_per_second", "share_of_peak", "parameters"),
+        *("validation_loss", "best_step", "weights"),
+    )
     lines = [_tr([name], [_number(facts.get(c)) for c in columns]) for name, facts in results.training.items()]
     yield "<p></p>" + _table(["model"], [column.replace("_", " ") for column in columns], lines)
+    if results.costs:
+        yield _p("What <code>python -m stages.estimate</code> tells beforehand, beside what it was. Time includes"
+                 " validation, memory all of the process (on a GPU: torch's).", raw=True)  # fmt: skip
+        costs = []
+        for cost in results.costs:
+            numbers = [short(cost.estimated), short(cost.taken), f"{cost.taken / cost.estimated:.2f}"]
+            costs.append(_tr([cost.model, cost.quantity], numbers))
+        yield _table(["model", "cost"], ["estimated", "taken", "taken / estimated"], costs)
 
 
 def _examples(results: Results) -> Iterable[str]:

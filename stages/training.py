@@ -1,64 +1,52 @@
-"""What pre-training and fine-tuning share: fit, resume, stop, and the model folder that is left behind.
+"""What pre-training and fine-tuning share: train, resume, stop, and the model folder that is left behind.
 
-Rerunning a killed training goes on from its newest checkpoint. Checkpoints live outside DVC's outputs, in a folder
-named by a fingerprint of all that decides the result, so a changed parameter or text never resumes another run.
+Rerunning a killed training goes on from its newest checkpoint.
 """
 
 import csv
-import hashlib
 import json
 import os
+import resource
 import shutil
+import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from lightning_modules.callbacks import Checkpoints, StopOnSignal, Telling, newest_checkpoint
-from lightning_modules.datamodule import Batches, TextDataModule
+from lightning_modules.datamodule import Batches
 from lightning_modules.errors import Interrupted, PipelineError
+from lightning_modules.guards import TrainingFailed
 from lightning_modules.model_folder import Model, new_model, save_model, sha256
-from lightning_modules.module import Recipe, TransformerModule
+from lightning_modules.module import Recipe
 from lightning_modules.token_store import TokenStore
-from lightning_modules.trainer import Hardware, build_trainer
 from lightning_modules.transformer.config import TransformerConfig
 from lightning_modules.transformer.embeddings import CharacterEmbedding
 from lightning_modules.transformer.model import Decoder, Encoder, EncoderDecoder, count_parameters
 from lightning_modules.vocabulary import token_bytes
-from stages.console import progress
+from stages.fitting import fit
 from stages.outputs import whole_directory
 from stages.params import Params
 from stages.params_schema import Training
+from stages.training_job import Job
 
-CHECKPOINTS = Path(".pipeline/checkpoints")
-CURVE_COLUMNS = ("step", "train_loss", "validation_loss", "learning_rate", "tokens_per_second")
-CURVE_POINTS = 100  # rows in a learning curve, besides validations
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training: what to train on what, how, and where the result goes."""
-
-    name: str  # the DVC stage
-    output: Path
-    section: Training
-    recipe: Recipe
-    settings: dict[str, Any]  # the parameters that decide the result
-    tokens: Path  # the token stores that it reads
-    inputs: list[Path]  # these, the tokenizer, the model that it starts from
-    limits: dict[str, int]  # longest source and target of a task
-    tokenizer_file: Path
-    cut: dict[str, int]  # training texts longer than the limits
-
-    @cached_property
-    def checkpoints(self) -> Path:
-        """Where to resume from: a folder for each combination of settings and inputs."""
-        return CHECKPOINTS / f"{self.name}-{_fingerprint(self.settings, self.inputs)}"
+CURVE_COLUMNS = (
+    "step",
+    "train_loss",
+    "validation_loss",
+    "validation_loss_ema",
+    "validation_loss_mean",
+    "train_bits_per_byte",
+    "validation_bits_per_byte",
+    "gradient_norm",
+    "learning_rate",
+    "tokens_per_second",
+    "share_of_peak",
+    "padding_share",
+)
 
 
 def recipe(section: Training, steps: int, learning_rate: float, label_smoothing: float, seed: int) -> Recipe:
@@ -71,6 +59,7 @@ def recipe(section: Training, steps: int, learning_rate: float, label_smoothing:
         warmup_steps=section.warmup_steps,
         weight_decay=section.weight_decay,
         label_smoothing=label_smoothing,
+        ema_decay=section.ema_decay,
         seed=seed,
     )
 
@@ -88,16 +77,6 @@ def first_model(params: Params, tokenizer: Tokenizer, config: TransformerConfig)
     return model
 
 
-def _fingerprint(settings: dict[str, Any], inputs: list[Path]) -> str:
-    """A short digest of settings and inputs: of each file its name, size and first mebibyte."""
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for path in sorted(file for folder in inputs for file in folder.rglob("*") if file.is_file()):
-        digest.update(f"{path}:{path.stat().st_size}".encode())
-        with path.open("rb") as opened:
-            digest.update(opened.read(2**20))
-    return digest.hexdigest()[:16]
-
-
 def run_training(job: Job, model: Model, train: Batches, validation: Batches, sample: Callable[[], str]) -> None:
     """Trains `model` and writes its folder; `sample()` describes what the trained model does, for the eye.
 
@@ -105,8 +84,8 @@ def run_training(job: Job, model: Model, train: Batches, validation: Batches, sa
     """
     if not _is_main_process():
         # Lightning kills the main process, which may still be saving, where another one ends with a status but 0.
-        with suppress(Interrupted):
-            _fit(job, model, train, validation, log=None)
+        with suppress(Interrupted, TrainingFailed):
+            fit(job, model, train, validation, log=None)
         return
     from stages.tracking import stage_run
 
@@ -116,17 +95,24 @@ def run_training(job: Job, model: Model, train: Batches, validation: Batches, sa
     with stage_run(
         job.name, params=job.settings, inputs=job.inputs, resume_from=job.checkpoints, system_metrics=True
     ) as run:
-        telling, checkpoints, resumed_from = _fit(job, model, train, validation, log=run.log_metrics)
+        telling, checkpoints, resumed_from = fit(job, model, train, validation, log=run.log_metrics)
         if (best := job.checkpoints / "best.safetensors").exists():
             model.load_state_dict(load_file(best))
         training = {
             "steps": job.recipe.steps,
             "best_step": checkpoints.best_step,
             "validation_loss": checkpoints.best_loss,  # nats per target token
+            "weights": checkpoints.best_weights,  # raw, ema or mean (of the last checkpoints): which of them were best
             "parameters": count_parameters(model),
-            "tokens": telling.tokens,  # positions of both stacks, padding included
+            **telling.counts,
             "seconds": telling.seconds,
-            "tokens_per_second": telling.tokens / max(telling.seconds, 1e-9),
+            "tokens_per_second": telling.counts["tokens"] / max(telling.seconds, 1e-9),
+            "on_gpu": telling.on_gpu,
+            "devices": telling.devices,
+            "precision": telling.precision,
+            "peak_flops": telling.peak,
+            "share_of_peak": telling.share_of_peak,
+            "peak_memory": _peak_memory(),
             "resumed_from": resumed_from,
             "cut": job.cut,
             "mlflow_run_id": run.run_id,
@@ -141,42 +127,11 @@ def run_training(job: Job, model: Model, train: Batches, validation: Batches, sa
     shutil.rmtree(job.checkpoints, ignore_errors=True)
 
 
-def _fit(
-    job: Job,
-    model: Model,
-    train: Batches,
-    validation: Batches,
-    log: Callable[[dict[str, float], int], None] | None,
-) -> tuple[Telling, Checkpoints, int]:
-    section = job.section
-    folder = job.checkpoints
-    checkpoints = Checkpoints(folder, section.checkpoint_every, section.early_stopping_patience)
-    telling = Telling(job.name, job.recipe.steps, max(job.recipe.steps // CURVE_POINTS, 1), progress, log)
-    stop = StopOnSignal(folder)
-    trainer = build_trainer(
-        Hardware(**{key: getattr(section, key) for key in Hardware.__dataclass_fields__}),
-        job.recipe.steps,
-        section.validate_every,
-        section.gradient_clip,
-        [telling, checkpoints, stop],
-    )
-    start = newest_checkpoint(folder)
-    resumed_from = 0
-    if start:
-        resumed_from = int(start.stem.removeprefix("step-"))
-        print(f"{job.name}: going on from step {resumed_from} ({start})", flush=True)
-    print(
-        f"{job.name}: {count_parameters(model):,} parameters on {trainer.world_size} × {trainer.accelerator.name()}, "
-        f"precision {trainer.precision}",
-        flush=True,
-    )
-    module, data = TransformerModule(model, job.recipe), TextDataModule(train, validation)
-    trainer.fit(module, data, ckpt_path=start, weights_only=True)
-    if stop.stopped:
-        raise Interrupted(f"checkpoint of step {trainer.global_step} saved; the same command goes on from there")
-    if not telling.validated(trainer.global_step):  # the last step need not be a multiple of validate_every
-        trainer.validate(module, data, verbose=False)
-    return telling, checkpoints, resumed_from
+def _peak_memory() -> int:
+    """Bytes: of the GPU's memory where there is one, else of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def write_curve(path: Path, rows: list[dict[str, float]]) -> None:
@@ -189,4 +144,4 @@ def write_curve(path: Path, rows: list[dict[str, float]]) -> None:
 
 def _is_main_process() -> bool:
     """False in the processes that Lightning, torchrun or SLURM started for the other ranks."""
-    return not any(int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    return not any(int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))

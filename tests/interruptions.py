@@ -8,18 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import tiny
 import torch
 from safetensors.torch import load_file
-from tiny import config, hardware, recipe
+from tiny import config, recipe
 from tqdm import tqdm
 
-from lightning_modules.callbacks import Checkpoints, StopOnSignal, Telling, newest_checkpoint
-from lightning_modules.datamodule import Batches, SpanPairs, TextDataModule
+from lightning_modules.callbacks import Checkpoints, StopOnSignal, newest_checkpoint
+from lightning_modules.datamodule import Batches, TextDataModule
 from lightning_modules.model_folder import Model, new_model
 from lightning_modules.module import TransformerModule
-from lightning_modules.trainer import build_trainer
+from lightning_modules.telling import Telling
+from lightning_modules.text_pairs import SpanPairs
 from lightning_modules.transformer.heads import SpanReader
 from lightning_modules.transformer.model import Encoder
+from stages.fitting import try_mean
 
 
 class Killed(Exception):
@@ -52,6 +55,9 @@ class Plan:
     validate_every: int = 3
     patience: int = 0
     learning_rate: float = 5e-3
+    accumulate: int = 1
+    ema_decay: float = 0.0
+    average: int = 0
     changes: dict[str, Any] = field(default_factory=dict)  # of the model's configuration
 
 
@@ -61,6 +67,7 @@ class Result:
     best: dict[str, torch.Tensor]
     best_loss: float
     best_step: int
+    best_weights: str
     curve: list[dict[str, float]]
     tokens: int
     seconds: float
@@ -77,25 +84,30 @@ def train(plan: Plan, folder: Path, *before: pl.Callback, after: tuple[pl.Callba
     if isinstance(plan.split, SpanPairs):
         assert isinstance(model, Encoder)
         model = SpanReader(model)
-    checkpoints, stop = Checkpoints(folder, plan.save_every, plan.patience), StopOnSignal(folder)
+    checkpoints, stop = Checkpoints(folder, plan.save_every, 2, plan.average, plan.patience), StopOnSignal(folder, 2)
     telling = Telling("test", plan.steps, 1, lambda **_: tqdm(disable=True), None)
     callbacks = [*before, telling, checkpoints, stop, *after]
-    trainer = build_trainer(hardware(), plan.steps, plan.validate_every, 1.0, callbacks)
-    module = TransformerModule(model, recipe(steps=plan.steps, learning_rate=plan.learning_rate))
+    trainer = tiny.trainer(plan.steps, plan.validate_every, 1.0, callbacks, plan.accumulate)
+    settings = {"steps": plan.steps, "learning_rate": plan.learning_rate, "ema_decay": plan.ema_decay}
+    module = TransformerModule(model, recipe(**settings))
     data = TextDataModule(plan.split, plan.split)
     trainer.fit(module, data, ckpt_path=newest_checkpoint(folder), weights_only=True)
     if not stop.stopped and not telling.validated(trainer.global_step):
         trainer.validate(module, data, verbose=False)
+    if not stop.stopped and plan.average:
+        try_mean(trainer, module, data, folder)
     best = folder / "best.safetensors"
-    rows = [{key: value for key, value in row.items() if key != "tokens_per_second"} for row in telling.rows]
+    timed = ("tokens_per_second", "share_of_peak")
+    rows = [{key: value for key, value in row.items() if key not in timed} for row in telling.rows]
     counted = next((c.passed for c in (*before, *after) if isinstance(c, Moments)), 0)
     return Result(
         weights={name: tensor.clone() for name, tensor in model.state_dict().items()},
         best=load_file(best) if best.exists() else {},
         best_loss=checkpoints.best_loss,
         best_step=checkpoints.best_step,
+        best_weights=checkpoints.best_weights,
         curve=rows,
-        tokens=telling.tokens,
+        tokens=telling.counts["tokens"],
         seconds=telling.seconds,
         speeds=[row["tokens_per_second"] for row in telling.rows if "tokens_per_second" in row],
         steps=trainer.global_step,
@@ -106,7 +118,11 @@ def train(plan: Plan, folder: Path, *before: pl.Callback, after: tuple[pl.Callba
 
 def assert_same(got: Result, expected: Result) -> None:
     assert got.curve == expected.curve
-    assert (got.best_loss, got.best_step) == (expected.best_loss, expected.best_step)
+    assert (got.best_loss, got.best_step, got.best_weights) == (
+        expected.best_loss,
+        expected.best_step,
+        expected.best_weights,
+    )
     assert (got.tokens, got.steps, got.stopped) == (expected.tokens, expected.steps, False)
     for one, other in ((got.weights, expected.weights), (got.best, expected.best)):
         assert one.keys() == other.keys()

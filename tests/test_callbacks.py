@@ -5,6 +5,8 @@ test_training.
 """
 
 import signal
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from interruptions import Killed, Moments, Plan, assert_same, raise_killed, send_sigterm, train
+from safetensors.torch import load_file
 from tiny import pairs_split, rows_split
 
 from lightning_modules.callbacks import newest_checkpoint
@@ -21,6 +24,7 @@ PLANS = {
     "rows": {"save_every": 2, "validate_every": 3, "steps": 8},
     "pairs": {"save_every": 3, "validate_every": 3, "steps": 6},
     "seldom": {"save_every": 5, "validate_every": 2, "steps": 6},
+    "averaged": {"save_every": 2, "validate_every": 3, "steps": 6, "accumulate": 2, "ema_decay": 0.5, "average": 2},
 }
 
 
@@ -135,16 +139,29 @@ def test_a_checkpoint_holds_tensors_and_plain_values_only(tmp_path: Path) -> Non
     assert torch.load(newest, weights_only=True)["global_step"] == 8
 
 
-@pytest.mark.parametrize("left", [0, 1, 1000, -1000], ids=lambda left: f"{left} bytes")
+def cut(whole: bytes, left: int) -> bytes:
+    return whole[:left]
+
+
+def changed(whole: bytes, at: int) -> bytes:
+    """One bit of a weight is not what was written."""
+    return whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [*(partial(cut, left=left) for left in (0, 1, 1000, -1000)), *(partial(changed, at=at) for at in (2000, -3000))],
+    ids=str,
+)
 def test_a_damaged_checkpoint_is_named_and_set_aside(
-    left: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    damaged: Callable[[bytes], bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan, folder = plan_of("rows", tmp_path), tmp_path / "run"
     expected = train(plan, tmp_path / "whole")
     with pytest.raises(Killed):
         train(plan, folder, after=(Moments(20, raise_killed),))
     newest, before = sorted(folder.glob("step-*.ckpt"), reverse=True)
-    newest.write_bytes(newest.read_bytes()[:left])
+    newest.write_bytes(damaged(newest.read_bytes()))
     capsys.readouterr()
     assert newest_checkpoint(folder) == before
     assert str(newest) in capsys.readouterr().out
@@ -156,6 +173,24 @@ def test_without_any_readable_checkpoint_it_starts_anew(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path / "nowhere") is None
     (tmp_path / "step-000000004.ckpt").write_bytes(b"PK\x03\x04 not a checkpoint")
     assert newest_checkpoint(tmp_path) is None
+
+
+def test_the_mean_of_the_last_checkpoints_is_kept_where_it_is_the_best(tmp_path: Path) -> None:
+    plan = plan_of("averaged", tmp_path)
+    plan.ema_decay, plan.steps, plan.learning_rate, losses = 0.0, 8, 0.03, {}
+    result = train(plan, tmp_path / "run")
+    saved = [load_file(tmp_path / f"run/weights-{step:09d}.safetensors") for step in (6, 8)]
+    assert len(list((tmp_path / "run").glob("weights-*"))) == 2
+    for name, tensor in result.weights.items():
+        torch.testing.assert_close(tensor, (saved[0][name] + saved[1][name]) / 2)
+    for row in result.curve:
+        losses |= {(row["step"], name): row[name] for name in row if name.startswith("validation_loss")}
+    assert {name for _, name in losses} == {"validation_loss", "validation_loss_mean"}
+    best = min(losses, key=losses.__getitem__)
+    assert (result.best_step, result.best_loss) == (best[0], losses[best])
+    assert result.best_weights == ("mean" if best[1].endswith("mean") else "raw")
+    if result.best_weights == "mean":
+        assert all(torch.equal(result.best[name], result.weights[name]) for name in result.best)
 
 
 def unlearning(root: Path, patience: int) -> Plan:

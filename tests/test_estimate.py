@@ -176,7 +176,8 @@ def test_memory_grows_with_the_batch_and_is_shared_by_devices(tmp_path: Path) ->
     small, large = (planned(tmp_path, pretrain={"batch_size": rows})[0] for rows in (32, 64))
     needed = [estimate(gpu(), [one], PARTS).memory_needed for one in (small, large)]
     held = state_bytes(PARTS, "adamw", half=True, processes=1)
-    assert needed[1] - held == 2 * (needed[0] - held)
+    # Of scores no more than a piece is there at a time.
+    assert needed[1] - held == pytest.approx(2 * (needed[0] - held), rel=0.05)
     shared = estimate(gpu(count=2), [large], PARTS).memory_needed
     assert shared - state_bytes(PARTS, "adamw", True, 2) == needed[0] - held
 
@@ -201,7 +202,7 @@ def test_memory_is_the_most_that_any_training_needs(tmp_path: Path) -> None:
 )
 def test_precision_decides_the_peak(tmp_path: Path, precision: str, on_gpu: bool, half: bool) -> None:
     section = planned(tmp_path, pretrain={"precision": precision})[0].section
-    assert gpu(gpu=on_gpu).half(section) is half
+    assert gpu(gpu=on_gpu).half(section, 128) is half
     named = devices("cpu", None, {"l4": 0.7})
     assert [one.price for one in named if one.name == "NVIDIA L4"] == [0.7]
     assert {one.peak(True, section) for one in named[1:]} == {1e12 * sheet.bf16 for sheet in GPUS.values()}

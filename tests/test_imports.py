@@ -12,7 +12,10 @@ ROOMS = ("lightning_modules", "stages", "flows")  # from the bottom to the top
 ORCHESTRATORS = {"prefect", "dvc", "mlflow"}
 HEAVY = {"torch", "pytorch_lightning", "datasets", "mlflow", "prefect", "dvc", "matplotlib", "transformers"}
 # What trains needs torch as soon as it is imported, and what MLflow loads to serve a model; nothing else does.
-NEED_TORCH = {"stages.training", "stages.pretrain", "stages.finetune", "stages.served_model"}
+NEED_TORCH = {
+    *("stages.training", "stages.pretrain", "stages.finetune", "stages.served_model"),
+    *("stages.trial", "stages.overfit", "stages.find_learning_rate", "stages.fitting", "stages.training_job"),
+}
 
 
 def module_names(room: str) -> list[str]:

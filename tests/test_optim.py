@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import batch_for, config, hardware, model, reader, recipe, rows_split
+from tiny import batch_for, config, model, reader, recipe, rows_split
 from torch import nn
 
 from lightning_modules.callbacks import Checkpoints
@@ -20,7 +21,6 @@ from lightning_modules.loss import batch_loss
 from lightning_modules.model_folder import Model, new_model
 from lightning_modules.module import TransformerModule
 from lightning_modules.optim import OPTIMIZERS, SCHEDULES, adafactor, adamw, learning_rate_share, muon
-from lightning_modules.trainer import build_trainer
 from stages.params_schema import Training
 
 ENDING = ("linear", "cosine", "wsd")  # at 0
@@ -145,7 +145,7 @@ def plain_adamw(named: dict[str, torch.Tensor], decay: float) -> torch.optim.Ada
 def test_adamw_with_the_papers_schedule_is_torchs_bit_for_bit(tmp_path: Path) -> None:
     split, made = rows_split(tmp_path), model().train()
     trained = TransformerModule(made, recipe(learning_rate=4e-3))
-    build_trainer(hardware(), 6, 3, 1e9, []).fit(trained, TextDataModule(split, split))
+    tiny.trainer(6, 3, 1e9, []).fit(trained, TextDataModule(split, split))
     plain = model().train()
     optimizer = plain_adamw(dict(plain.named_parameters()), 0.01)
     for step in range(6):
@@ -238,7 +238,7 @@ def test_taken_up_from_a_checkpoint_it_ends_as_if_never_stopped(name: str, preci
             config(d_model=16, encoder_layers=1, decoder_layers=1, dropout=0.1), seed=0 if start is None else 9
         )
         module = TransformerModule(made, recipe(steps=8, optimizer=name, schedule="wsd", learning_rate=RATES[name]))
-        trainer = build_trainer(hardware(precision=precision), 8, 4, 0.5, [Checkpoints(tmp_path / folder, 3, 0)])
+        trainer = tiny.trainer(8, 4, 0.5, [Checkpoints(tmp_path / folder, 3, 2, 0, 0)], precision=precision)
         trainer.fit(module, TextDataModule(split, split), ckpt_path=start, weights_only=True)
         assert trainer.global_step == 8
         return made

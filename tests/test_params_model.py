@@ -107,6 +107,11 @@ def objective(value: str) -> tuple[str, str]:
         ([("  d_model: 192", "  d_model: -4")], "  d_model", "model.d_model: -4 "),
         ([("  dropout: 0.0  ", "  dropout: 1.0  ")], "  dropout: 1.0", "model.dropout: 1.0 "),
         # Objectives
+        (
+            [DECODER, objective("denoising"), ("  packing: joined ", "  packing: best_fit ")],
+            "  packing",
+            "pretrain.packing: a decoder that learns denoising cannot keep documents apart: use joined",
+        ),
         ([objective("spam")], "  objective", "'spam' is no objective; known are causal_lm, prefix_lm, masked_lm, "),
         ([objective("[]")], "  objective", "must be the name of an objective, or a mixture {name: weight, …}"),
         ([objective("{}")], "  objective", "must be the name of an objective, or a mixture {name: weight, …}"),

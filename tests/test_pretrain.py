@@ -100,7 +100,8 @@ SHAPES: dict[str, tuple[dict[str, Any], Any]] = {
 
 def here(root: Path, monkeypatch: pytest.MonkeyPatch, model: dict[str, Any], objective: Any, steps: int) -> None:
     """Makes a workspace with one task, question answering, the present folder."""
-    pretraining = {"objective": objective, "whole_words": True, "steps": steps, **SHORT}
+    packing = "joined" if model.get("preset") == "small-decoder" else "best_fit"  # decoders learn denoising here, too
+    pretraining = {"objective": objective, "packing": packing, "whole_words": True, "steps": steps, **SHORT}
     limits = {"max_source_tokens": 24, "max_target_tokens": 8}
     workspace(root, TASK, model=model, pretrain=pretraining, finetune=SHORT, task={"steps": steps, **limits})
     monkeypatch.chdir(root)

@@ -14,6 +14,10 @@ import numpy as np
 import pytest
 
 from lightning_modules.errors import PipelineError
+from lightning_modules.flops import parameters
+from stages.estimate_devices import CPU_SHARE
+from stages.estimate_trainings import trainings
+from stages.params import load_params
 from stages.report import gather, metrics
 from stages.report_page import page
 from stages.report_plots import attention_svg
@@ -22,6 +26,7 @@ from stages.scores import score_task
 from stages.tasks import TASKS
 
 REPOSITORY = Path(__file__).parents[1]
+SMALL = Path(__file__).with_name("params.yaml")
 EVIL = "<script>alert('x')</script> & \"quoted\""
 
 
@@ -72,6 +77,7 @@ def write_upstream(root: Path) -> None:
         folder = root / "models" / name
         folder.mkdir(parents=True)
         numbers = {"steps": 600, "tokens": 2_400_000, "seconds": 71.5, "tokens_per_second": 33566.4, "best_step": 600}
+        numbers |= {"flops": 5e12, "peak_flops": 2e11, "peak_memory": 9e8, "devices": 1, "on_gpu": False}
         (folder / "training.json").write_text(json.dumps(numbers | {"validation_loss": 2.345, "parameters": 4_000_000}))
     with (root / "models" / "pretrained" / "curve.csv").open("w", newline="") as file:
         rows = [
@@ -81,7 +87,7 @@ def write_upstream(root: Path) -> None:
         csv.writer(file).writerows(
             [("step", "train_loss", "validation_loss", "learning_rate", "tokens_per_second"), *rows]
         )
-    (root / "params.yaml").write_text("tracking: {experiment: a study}\n")
+    (root / "params.yaml").write_text(SMALL.read_text().replace("experiment: default ", "experiment: a study "))
     lock: dict[str, Any] = {"prepare": {"outs": [{"path": "data/prepared", "md5": "0123456789abcdef.dir"}]}}
     (root / "dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": lock}))
 
@@ -190,3 +196,18 @@ def test_the_stage_writes_both_files_and_prints_the_table(tmp_path: Path) -> Non
     assert set(json.loads((tmp_path / "reports" / "metrics.json").read_text())) == {*TASKS, "pretraining"}
     assert (tmp_path / "reports" / "report.html").read_text().startswith("<!doctype html>")
     assert "warning: MLflow at http://127.0.0.1:9 does not answer" in done.stderr
+
+
+def test_estimates_stand_beside_what_it_took(tmp_path: Path) -> None:
+    write_results(tmp_path)
+    results = gather(tmp_path)
+    planned = {one.name: one for one in trainings(load_params(SMALL))}
+    for name, training in (("pretrained", planned["pretrain"]), ("translation-scratch", planned["translation"])):
+        flops, seconds, memory = (cost for cost in results.costs if cost.model == name)
+        assert flops.estimated == pytest.approx(training.steps * training.flops)
+        assert seconds.estimated == pytest.approx(flops.estimated / 2e11 / CPU_SHARE)
+        assert (flops.taken, seconds.taken, memory.taken) == (5e12, 71.5, 9e8)
+        assert memory.estimated > 16 * sum(parameters(training.config).values())  # weights, gradients, two averages
+    html = page(results)
+    assert "taken / estimated" in html
+    assert f">{5e12 / flops.estimated:.2f}<" in html

@@ -29,11 +29,13 @@ from stage_runs import (
 )
 from tiny import VOCAB_SIZE, config, read_json
 
-from lightning_modules.datamodule import Batches, TextPairs, TextRows
+from lightning_modules.datamodule import Batches
 from lightning_modules.errors import Interrupted
 from lightning_modules.loss import batch_loss
 from lightning_modules.model_folder import load_model, new_model
 from lightning_modules.objectives import SpanCorruption
+from lightning_modules.text_pairs import TextPairs
+from lightning_modules.text_rows import TextRows
 from lightning_modules.token_store import TokenStore
 from stages import training
 from stages.params import load_params
@@ -90,7 +92,7 @@ def test_the_saved_weights_have_the_validation_loss_that_is_told(pretrained: Pat
     folder = pretrained / "models/pretrained"
     objective = SpanCorruption(0.15, 3.0, 5, 64, 2)
     store = TokenStore(pretrained / "data/tokens/pretraining/validation")
-    split = TextRows(store, config(), objective, 32, 16, 3, seed=1)
+    split = TextRows(store, config(), objective, 32, 16, 3, 1, "best_fit")
     assert read_json(folder / "training.json")["validation_loss"] == pytest.approx(loss_of(folder, split), rel=1e-5)
 
 
@@ -244,7 +246,7 @@ def test_a_stopped_process_that_is_not_the_first_ends_quietly(tmp_path: Path, mo
     def stop(*_: Any, **__: Any) -> Any:
         raise Interrupted("stopped")
 
-    monkeypatch.setattr(training, "_fit", stop)
+    monkeypatch.setattr(training, "fit", stop)
     monkeypatch.setenv("LOCAL_RANK", "1")
     nothing: Any = None
     training.run_training(nothing, nothing, nothing, nothing, nothing)

@@ -4,22 +4,25 @@ import importlib
 import inspect
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytorch_lightning as pl
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from lightning_modules.batching import Batch, make_batch
-from lightning_modules.datamodule import SpanPairs, TextPairs, TextRows
+from lightning_modules.hardware import Hardware, choose
 from lightning_modules.model_folder import sha256
 from lightning_modules.module import Recipe
 from lightning_modules.objectives import make_objective
+from lightning_modules.text_pairs import SpanPairs, TextPairs
+from lightning_modules.text_rows import TextRows
 from lightning_modules.token_store import StoreMeta, TokenStore, token_dtype, write_meta, write_shard
-from lightning_modules.trainer import Hardware
+from lightning_modules.trainer import build_trainer
 from lightning_modules.transformer.config import TransformerConfig
 from lightning_modules.transformer.heads import SpanReader
 from lightning_modules.transformer.model import make_model
@@ -140,6 +143,7 @@ def recipe(**changes: Any) -> Recipe:
         "warmup_steps": 3,
         "weight_decay": 0.01,
         "label_smoothing": 0.0,
+        "ema_decay": 0.0,
         "seed": 1,
     }
     return Recipe(**(settings | changes))
@@ -152,9 +156,18 @@ def hardware(**changes: Any) -> Hardware:
         "num_nodes": 1,
         "strategy": "auto",
         "precision": "auto",
+        "compile": "auto",
         "threads": 1,
     }
     return Hardware(**(settings | changes))
+
+
+def trainer(
+    steps: int, validate_every: int, clip: float, callbacks: list[pl.Callback], accumulate: int = 1, **changes: Any
+) -> pl.Trainer:
+    """As stages build it, on `hardware(**changes)`."""
+    made = hardware(**changes)
+    return build_trainer(made, choose(made, 32, True), steps, accumulate, validate_every, clip, callbacks)
 
 
 def config(**changes: Any) -> TransformerConfig:
@@ -249,10 +262,14 @@ def rows_of(batch: Batch) -> list[tuple[int, ...]]:
 
 
 def equal(one: Batch, other: Batch) -> bool:
-    if (one.real_BS is None) != (other.real_BS is None):
-        return False
-    pairs = zip(one, other, strict=True)
-    return all(a is None or (a.shape == b.shape and bool((a == b).all())) for a, b in pairs)
+    return all(
+        torch.equal(*both) if isinstance(both[0], torch.Tensor) else both[0] == both[1] for both in _fields(one, other)
+    )
+
+
+def _fields(one: Batch, other: Batch) -> Iterator[tuple[Any, Any]]:
+    for a, b in zip(one, other, strict=True):
+        yield from zip(a, b, strict=True) if isinstance(a, tuple) and isinstance(b, tuple) else [(a, b)]
 
 
 def read_json(path: Path) -> dict[str, Any]:

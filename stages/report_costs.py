@@ -1,0 +1,43 @@
+"""What each training was estimated to take, beside what it took."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from stages.estimate import estimate
+from stages.estimate_devices import CPU_SHARE, GPU_SHARE, Device
+from stages.estimate_trainings import PRETRAIN, trainings
+from stages.params import Params
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One quantity, as told before and as counted or measured."""
+
+    model: str
+    quantity: str
+    estimated: float
+    taken: float
+
+
+def costs(params: Params, done: dict[str, dict[str, Any]]) -> list[Cost]:
+    """FLOPs, seconds and bytes of memory of each training in `done`: folder of models/ → its training.json.
+
+    The estimate is that of `python -m stages.estimate` for the device that trained, whose peak training.json holds.
+    """
+    from lightning_modules.flops import parameters
+
+    planned = {one.name: replace(one, runs=1) for one in trainings(params)}
+    found = []
+    for name, facts in done.items():
+        training = planned.get(PRETRAIN if name == "pretrained" else name.removesuffix("-scratch"))
+        if training is None or not facts.get("peak_flops"):
+            continue
+        on_gpu, count, peak = facts["on_gpu"], facts["devices"], facts["peak_flops"]
+        device = Device("", on_gpu, count, 0, GPU_SHARE if on_gpu else CPU_SHARE, None, lambda *_, peak=peak: peak)
+        told = estimate(device, [training], parameters(training.config))
+        found += [
+            Cost(name, "FLOPs of a device", training.steps * training.flops / told.devices, facts["flops"]),
+            Cost(name, "seconds", 3600 * told.total, facts["seconds"]),
+            Cost(name, "bytes of memory", told.memory_needed, facts["peak_memory"]),
+        ]
+    return found
