@@ -1,0 +1,195 @@
+"""Our contestants: the module under the trainer as stages/training.py builds it, and a bare loop on the same model."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from unittest.mock import patch
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from benchmarks.peer_tools import (
+    FIRST_REGULAR,
+    GRADIENT_CLIP,
+    MASK,
+    MASKED_SHARE,
+    PAD,
+    Clock,
+    Contestant,
+    Ids,
+    Work,
+    documents,
+    pairs,
+)
+from lightning_modules.batching import Batch
+from lightning_modules.callbacks import Checkpoints, StopOnSignal
+from lightning_modules.datamodule import Batches, TextDataModule
+from lightning_modules.hardware import Hardware, choose
+from lightning_modules.loss import batch_loss
+from lightning_modules.model_folder import new_model
+from lightning_modules.module import Recipe, TransformerModule
+from lightning_modules.objectives import CausalLM, MaskedLM
+from lightning_modules.optim import OPTIMIZERS
+from lightning_modules.telling import Telling
+from lightning_modules.text_pairs import TextPairs
+from lightning_modules.text_rows import TextRows
+from lightning_modules.token_store import StoreMeta, TokenStore, token_dtype, write_meta, write_shard
+from lightning_modules.trainer import build_trainer
+from lightning_modules.transformer.config import TransformerConfig
+from lightning_modules.transformer.presets import preset
+from stages.console import progress
+
+NEVER = 10**9  # steps
+_PRESETS = {"decoder": "llama-style", "masked": "bert-base", "pairs": "vaswani-base"}
+
+
+def config(work: Work) -> TransformerConfig:
+    """The architecture that the peers of this work have, too."""
+    return preset(
+        _PRESETS[work.kind],
+        vocab_size=work.vocab_size,
+        d_model=work.d_model,
+        heads=work.heads,
+        key_value_heads=work.heads,
+        d_ff=work.gated_d_ff if work.kind == "decoder" else work.d_ff,
+        encoder_layers=0 if work.kind == "decoder" else work.layers,
+        decoder_layers=0 if work.kind == "masked" else work.layers,
+        max_length=work.length,
+        dropout=0.0,
+        attention_dropout=0.0,
+    )
+
+
+def make(work: Work) -> nn.Module:
+    """Our model."""
+    return new_model(config(work), work.seed)
+
+
+def _write_store(folder: Path, texts: Sequence[Ids], work: Work) -> TokenStore:
+    folder.mkdir(parents=True)
+    dtype = token_dtype(work.vocab_size)
+    count, tokens = write_shard(folder, 0, texts, dtype)  # type: ignore[arg-type]
+    write_meta(folder, StoreMeta(dtype, work.vocab_size, "0" * 64, 1, count, tokens, utf8_bytes=1))
+    return TokenStore(folder)
+
+
+def split(work: Work, folder: Path) -> Batches:
+    """The batches of our stages, from token stores under `folder`."""
+    if work.kind == "pairs":
+        for name, side in zip(("source", "target"), pairs(work), strict=True):
+            _write_store(folder / name, side, work)
+        return TextPairs(folder, config(work), work.batch_tokens, work.length, work.length, work.seed)
+    masked = MaskedLM(MASKED_SHARE, MASK, PAD, FIRST_REGULAR, work.vocab_size, None)
+    objective = masked if work.kind == "masked" else CausalLM()
+    store = _write_store(folder / "texts", documents(work), work)
+    return TextRows(store, config(work), objective, work.length, work.rows, 1, work.seed)
+
+
+def real_tokens(batch: Batch, work: Work) -> int:
+    """All tokens of rows; of pairs, those to be written."""
+    return batch.targets if work.kind == "pairs" else work.rows * work.length
+
+
+class _Ticks(pl.Callback):
+    def __init__(self, work: Work, clock: Clock) -> None:
+        self.work, self.clock = work, clock
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: Batch, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, TransformerModule)
+        self.clock.batch(real_tokens(batch, self.work))
+        self.clock.tick(pl_module.train_loss)
+
+
+def recipe(work: Work, steps: int) -> Recipe:
+    """AdamW."""
+    return Recipe(
+        steps=steps,
+        optimizer="adamw",
+        learning_rate=work.learning_rate,
+        schedule="linear",
+        warmup_steps=1,
+        weight_decay=0.01,
+        label_smoothing=0.0,
+        ema_decay=0.0,
+        seed=work.seed,
+    )
+
+
+def trainer(folder: Path, steps: int, tell_every: int, also: list[pl.Callback]) -> pl.Trainer:
+    """The trainer of stages/training.py with its callbacks; nothing is saved or validated in so few steps."""
+    hardware = Hardware(
+        accelerator="cpu",
+        devices=1,
+        num_nodes=1,
+        strategy="auto",
+        precision="32-true",
+        compile=False,
+        threads=torch.get_num_threads(),
+    )
+    callbacks = [
+        Telling("benchmark", steps, tell_every, progress, None),
+        Checkpoints(folder, every=NEVER, keep=1, average=0, patience=0),
+        StopOnSignal(folder, keep=1),
+        *also,
+    ]
+    with patch("lightning_modules.trainer.keep_memory"):  # the clock says when
+        return build_trainer(
+            hardware,
+            choose(hardware, width=0, same_shapes=False),
+            steps=steps,
+            accumulate=1,
+            validate_every=NEVER,
+            gradient_clip=GRADIENT_CLIP,
+            callbacks=callbacks,
+        )
+
+
+def train(model: nn.Module, work: Work, clock: Clock) -> None:
+    """As the stages do."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        module = TransformerModule(model, recipe(work, clock.total))  # type: ignore[arg-type]
+        batches = split(work, folder)
+        fit = trainer(folder / "checkpoints", clock.total, NEVER, [_Ticks(work, clock)])
+        fit.fit(module, TextDataModule(batches, batches))
+
+
+def train_bare(model: nn.Module, work: Work, clock: Clock) -> None:
+    """The same model, batches and optimiser in a loop of eight lines."""
+    with tempfile.TemporaryDirectory() as name:
+        batches = split(work, Path(name))
+        optimizer = OPTIMIZERS["adamw"](model, work.learning_rate, 0.01)
+        model.train()
+        for number in range(clock.total):
+            batch = batches.training_batch(number, 0, 1)
+            clock.batch(real_tokens(batch, work))
+            loss = bare_step(model, batch, optimizer)
+            clock.tick(loss)
+
+
+def bare_step(model: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer) -> Tensor:
+    """One optimiser step; returns the loss in nats per target."""
+    nats, _ = batch_loss(model, batch, label_smoothing=0.0)  # type: ignore[arg-type]
+    loss = nats / batch.targets
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_CLIP)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.detach()
+
+
+def length_batches(work: Work) -> Iterator[tuple[Batch, int]]:
+    """Our batches of pairs and their real target tokens, for a peer's model."""
+    with tempfile.TemporaryDirectory() as name:
+        batches, number = split(work, Path(name)), 0
+        while True:
+            batch = batches.training_batch(number, 0, 1)
+            yield batch, batch.targets
+            number += 1
+
+
+OURS = Contestant("ours", make, train)
+OURS_BARE = Contestant("ours, bare loop", make, train_bare)
