@@ -204,7 +204,7 @@ class StopOnSignal(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stops here, unless the training has just ended by itself."""
-        if not trainer.should_stop:
+        if not trainer.should_stop and trainer.state.fn == TrainerFn.FITTING:
             self._stop_if_told(trainer, pl_module)
 
     def _stop_if_told(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cache
 
 from lightning_modules.transformer.config import GATED, TransformerConfig
-from lightning_modules.transformer.cross_entropy import GPU_PIECE, PIECE
 
 AVERAGES = {"adamw": (8, 8), "muon": (4, 8), "adafactor": (0, 0)}  # bytes a parameter in the blocks, and elsewhere
 ORTHOGONAL_STEPS = 5  # of Newton and Schulz in a step of Muon
@@ -138,6 +137,8 @@ def batch_bytes(config: TransformerConfig, shape: Shape, half: bool, gpu: bool) 
 def logit_bytes(config: TransformerConfig, shape: Shape, half: bool, gpu: bool) -> int:
     """Bytes of the predictions at their peak: a piece of the scores (bf16: also as products take them), and the
     gradients of hidden vectors and matrix, which are there until the backward pass."""
+    from lightning_modules.transformer.cross_entropy import GPU_PIECE, PIECE
+
     piece = min(shape.predicted, GPU_PIECE if gpu else PIECE) * config.vocab_size * (6 if half else 4)
     return piece + 4 * config.d_model * (shape.predicted + config.vocab_size)
 

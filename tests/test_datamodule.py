@@ -176,7 +176,7 @@ def test_no_pairs_or_halves_of_pairs_are_one_line(tmp_path: Path) -> None:
 class _Step:
     """The trainer's part that the loader reads."""
 
-    global_step, global_rank, world_size, accumulate_grad_batches = 0, 0, 1, 1
+    global_step, global_rank, world_size, accumulate_grad_batches, strategy = 0, 0, 1, 1, None
 
 
 def test_the_training_loader_starts_at_the_trainers_step(tmp_path: Path) -> None:

@@ -86,11 +86,11 @@ def test_unknown_key_and_wrong_value(root: Path) -> None:
 def test_a_key_that_the_file_has_not_but_may_have_is_added(root: Path) -> None:
     before = (root / "params.yaml").read_bytes()
     assert b"  positions:" not in before
-    changes = {"model.preset": "small-decoder", "model.positions": "alibi", "model.heads": 2, "model.qk_norm": True}
+    changes = {"model.preset": "vaswani-base", "model.positions": "alibi", "model.heads": 2, "model.qk_norm": True}
     with workspace(root, changes):
         during = load_params(root / "params.yaml")
         config = during.model.config(vocab_size=600)
-        assert (config.architecture, config.positions, config.heads, config.qk_norm) == ("decoder", "alibi", 2, True)
+        assert (config.d_ff, config.positions, config.heads, config.qk_norm) == (2048, "alibi", 2, True)
         assert during.pretrain == load_params_of(root, before).pretrain
     assert (root / "params.yaml").read_bytes() == before
 
