@@ -42,13 +42,17 @@ def length_batches(
 ) -> list[Indices]:
     """Cuts all records into batches of at most `batch_tokens` tokens, padding included; with `rng` in random order.
 
-    Records are sorted by classes of length, of targets half an octave wide, of sources within them an eighth. Random
-    ties and, each epoch anew, random bounds of the classes make other batches of them. Every record stands in exactly
-    one batch. One longer than `batch_tokens` has a batch of its own.
+    Records are sorted by classes of length: of targets, half an octave wide where they are as long as sources and
+    wider the less they count, and of sources within them, an eighth. Random ties and, each epoch anew, random bounds of
+    the classes make other batches of them. Every record stands in exactly one batch. One longer than `batch_tokens` has
+    a batch of its own.
     """
     count = len(source_lengths)
     ties, bounds = (rng.random(count), rng.random(2)) if rng else (np.arange(count), np.zeros(2))
-    target_class = np.floor(2 * np.log2(np.maximum(target_lengths, 1)) + bounds[0]).astype(np.int64)
+    # Beside long sources, short targets of all lengths cost little padding; batches of like ones would have few and
+    # many predictions by turns, from which a model learns worse (docs/experiments.md).
+    classes = round(4 * target_lengths.sum() / max(int(target_lengths.sum() + source_lengths.sum()), 1))
+    target_class = np.floor(classes * np.log2(np.maximum(target_lengths, 1)) + bounds[0]).astype(np.int64)
     source_class = np.floor(8 * np.log2(np.maximum(source_lengths, 1)) + bounds[1]).astype(np.int64)
     # Sources rise and fall by turns, so that those on both sides of a target's bound are about equally long.
     turning = np.where(target_class % 2, -source_class, source_class)
