@@ -115,10 +115,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
 
 
 def _adamw(groups: list[dict[str, Any]], learning_rate: float) -> torch.optim.AdamW:
-    optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), eps=1e-9, fused=True)
-    # Lightning refuses to clip gradients that an optimiser may have to unscale first. Those of bf16 never are scaled.
-    optimizer._step_supports_amp_scaling = False
-    return optimizer
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), eps=1e-9, fused=True)
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Texts → token ids, each word encoded once and remembered: twice as fast as the tokenizer alone, the same result.
+"""Texts → token ids, each word encoded once and remembered: faster than the tokenizer alone, with the same result.
 
 A byte-level tokenizer never joins what a single space before a letter separates, so a text's ids are those of its
 pieces, cut there, one after the other. A language has few words: nearly all pieces were met before. Other tokenizers

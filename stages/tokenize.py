@@ -2,7 +2,7 @@
 
 Every purpose and split becomes a token store, for a task two: its source and its target texts. One worker a core reads
 a row group at a time and sends its ids back; shards have a fixed number of documents, so the result is the same with
-any number of workers. About 5 million characters a second and core; memory of a few row groups.
+any number of workers. Millions of characters a second and core; memory of a few row groups.
 """
 
 import argparse
