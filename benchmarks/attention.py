@@ -14,7 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lightning_modules.transformer.apart import apart
+from lightning_modules.transformer.masks import Visibility, may_see
+
 HEADS, WIDTH, TOKENS, ROUNDS = 4, 32, 4096, 15
+DOCUMENT = 107  # tokens of a packed document on average
 LENGTHS = (32, 128, 512, 1024)
 
 
@@ -26,15 +30,19 @@ def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def contenders(length: int) -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
     """Ways to attend in rows of `length` tokens."""
     rows = TOKENS // length
-    documents = torch.arange(length) // 32
-    packed = (documents[:, None] == documents).expand(rows, 1, length, length).contiguous()
+    documents_BL = (torch.rand(rows, length) < 1 / DOCUMENT).cumsum(dim=1)
+    packed = may_see(length, length, documents_BL.device, causal=True, documents=(documents_BL, documents_BL))
+    groups = apart(documents_BL, documents_BL, None, None, lambda *_: Visibility(causal=True))
     fixed, learned = torch.randn(1, HEADS, length, length), torch.randn(1, HEADS, length, length, requires_grad=True)
     fused = functional.scaled_dot_product_attention
     return {
         "plain formula": plain,
         "fused": fused,
         "fused, causal": lambda q, k, v: fused(q, k, v, is_causal=True),
-        "fused, packed documents": lambda q, k, v: fused(q, k, v, attn_mask=packed),
+        "fused, causal, documents masked": lambda q, k, v: fused(q, k, v, attn_mask=packed),
+        "fused, causal, documents one by one": lambda q, k, v: groups.attend(
+            q, k, v, lambda q, k, v, _: fused(q, k, v, is_causal=True)
+        ),
         "fused, fixed bias (ALiBi)": lambda q, k, v: fused(q, k, v, attn_mask=fixed),
         "learned bias (T5)": lambda q, k, v: fused(q, k, v, attn_mask=learned),
     }
@@ -59,10 +67,10 @@ def main() -> None:
     parser.parse_args()
     torch.manual_seed(0)
     table = {length: milliseconds(length) for length in LENGTHS}
-    print(f"{'ms (times the plain formula)':<30}" + "".join(f"{length:>18}" for length in LENGTHS))
+    print(f"{'ms (times the plain formula)':<36}" + "".join(f"{length:>18}" for length in LENGTHS))
     for name in table[LENGTHS[0]]:
         cells = [f"{table[n][name]:.1f} ({table[n][name] / table[n]['plain formula']:.2f})" for n in LENGTHS]
-        print(f"{name:<30}" + "".join(f"{cell:>18}" for cell in cells))
+        print(f"{name:<36}" + "".join(f"{cell:>18}" for cell in cells))
 
 
 if __name__ == "__main__":

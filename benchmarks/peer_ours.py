@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -74,7 +75,7 @@ def _write_store(folder: Path, texts: Sequence[Ids], work: Work) -> TokenStore:
     return TokenStore(folder)
 
 
-def split(work: Work, folder: Path) -> Batches:
+def split(work: Work, folder: Path, packing: str = "best_fit") -> Batches:
     """The batches of our stages, from token stores under `folder`."""
     if work.kind == "pairs":
         for name, side in zip(("source", "target"), pairs(work), strict=True):
@@ -83,12 +84,12 @@ def split(work: Work, folder: Path) -> Batches:
     masked = MaskedLM(MASKED_SHARE, MASK, PAD, FIRST_REGULAR, work.vocab_size, None)
     objective = masked if work.kind == "masked" else CausalLM()
     store = _write_store(folder / "texts", documents(work), work)
-    return TextRows(store, config(work), objective, work.length, work.rows, 1, work.seed)
+    return TextRows(store, config(work), objective, work.length, work.rows, 1, work.seed, packing)
 
 
 def real_tokens(batch: Batch, work: Work) -> int:
-    """All tokens of rows; of pairs, those to be written."""
-    return batch.targets if work.kind == "pairs" else work.rows * work.length
+    """Those of rows that hold text; of pairs, those to be written."""
+    return batch.targets if work.kind == "pairs" else work.rows * work.length - batch.padding
 
 
 class _Ticks(pl.Callback):
@@ -147,12 +148,12 @@ def trainer(folder: Path, steps: int, tell_every: int, also: list[pl.Callback]) 
         )
 
 
-def train(model: nn.Module, work: Work, clock: Clock) -> None:
+def train(model: nn.Module, work: Work, clock: Clock, packing: str = "best_fit") -> None:
     """As the stages do."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         module = TransformerModule(model, recipe(work, clock.total))  # type: ignore[arg-type]
-        batches = split(work, folder)
+        batches = split(work, folder, packing)
         fit = trainer(folder / "checkpoints", clock.total, NEVER, [_Ticks(work, clock)])
         fit.fit(module, TextDataModule(batches, batches))
 
@@ -192,4 +193,5 @@ def length_batches(work: Work) -> Iterator[tuple[Batch, int]]:
 
 
 OURS = Contestant("ours", make, train)
+OURS_JOINED = Contestant("ours, rows joined as theirs", make, partial(train, packing="joined"))
 OURS_BARE = Contestant("ours, bare loop", make, train_bare)

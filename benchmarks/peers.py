@@ -27,6 +27,7 @@ _OURS = ("peer_ours.OURS", "peer_ours.OURS_BARE")
 ENTRIES = {
     "decoder": (
         *_OURS,
+        "peer_ours.OURS_JOINED",
         "peer_huggingface.LLAMA",
         "peer_huggingface.GPT2",
         "peer_torch.NANOGPT",
@@ -35,6 +36,7 @@ ENTRIES = {
     ),
     "masked": (
         *_OURS,
+        "peer_ours.OURS_JOINED",
         "peer_huggingface.BERT",
         "peer_huggingface.MODERNBERT",
         "peer_huggingface.MODERNBERT_PLAIN",

@@ -143,6 +143,40 @@ def test_without_their_numbers_documents_do_disturb_each_other(architecture: str
     )
 
 
+def stacks_of(made: Any) -> list[Any]:
+    return [getattr(made, name) for name in ("encoder", "decoder") if hasattr(made, name)]
+
+
+@pytest.mark.parametrize("with_real", [False, True])
+@pytest.mark.parametrize("positions", SCHEMES)
+@pytest.mark.parametrize(
+    ("architecture", "changes"),
+    [
+        ("encoder", {"window": 3}),
+        ("encoder", {}),
+        ("decoder", {"key_value_heads": 2, "qk_norm": True, "scale_attention": False}),
+        ("decoder", {"window": 2}),
+        ("encoder_decoder", {}),
+    ],
+)
+def test_packed_rows_document_by_document_are_the_same_with_their_gradients(
+    architecture: str, positions: str, changes: dict[str, Any], with_real: bool
+) -> None:
+    made = model(3, architecture=architecture, positions=positions, max_length=12, **changes).double()
+
+    def step(way: str) -> tuple[Tensor, list[Tensor]]:
+        for stack in stacks_of(made):
+            stack.packs_with = way
+        hidden, documents = hidden_of_packed(made, with_real)
+        torch.manual_seed(4)
+        loss = (hidden * torch.randn_like(hidden))[documents != 0].sum()
+        return hidden[documents != 0], list(torch.autograd.grad(loss, made.parameters(), allow_unused=True))
+
+    (masked, masked_gradients), (apart, apart_gradients) = step("mask"), step("apart")
+    torch.testing.assert_close(apart, masked)
+    torch.testing.assert_close(apart_gradients, masked_gradients)
+
+
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("positions", SCHEMES)
 @pytest.mark.parametrize(
@@ -156,14 +190,14 @@ def test_without_their_numbers_documents_do_disturb_each_other(architecture: str
 def test_packed_rows_by_flex_attention_are_the_same(architecture: str, positions: str, changes: dict[str, Any]) -> None:
     """Its gradient exists on GPUs alone."""
     made = model(3, architecture=architecture, positions=positions, max_length=12, **changes)
-    stacks = [getattr(made, name) for name in ("encoder", "decoder") if hasattr(made, name)]
+    stacks = stacks_of(made)
     used: list[bool] = []
     for stack in stacks:
         stack.blocks[0].register_forward_pre_hook(lambda _, inputs: used.append(inputs[1].blocks is not None))
     with torch.no_grad():
         dense, documents = hidden_of_packed(made, with_real=False)
         for stack in stacks:
-            stack.packs_with_flex = True
+            stack.packs_with = "flex"
         flexed, _ = hidden_of_packed(made, with_real=False)
     torch.testing.assert_close(flexed[documents != 0], dense[documents != 0], atol=1e-5, rtol=1e-5)
     assert flexed.isfinite().all()

@@ -122,6 +122,8 @@ class Attention(nn.Module):
         return k_BHSK, v_BHSK
 
     def _attend(self, q_BHLK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, visibility: Visibility) -> Tensor:
+        if visibility.apart is not None:
+            return visibility.apart.attend(q_BHLK, k_BHSK, v_BHSK, self._attend)
         grouped = self.groups != self.heads
         if visibility.blocks is not None:
             bias_BHLS = visibility.bias_BHLS

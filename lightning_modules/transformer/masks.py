@@ -6,10 +6,13 @@ is none. Torch's kernels give zeros, not NaN, to a query that sees no key.
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from lightning_modules.transformer.apart import Apart
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,7 @@ class Visibility:
     bias_BHLS: Tensor | None = None  # added to the scores; B is 1
     causal: bool = False  # the future alone is hidden, and there is no mask
     blocks: Any = None  # torch's BlockMask: the same as `allowed` for the kernel that skips what is hidden
+    apart: "Apart | None" = None  # packed documents one by one: the same as `allowed`, without what is hidden
 
     @cached_property
     def score_mask(self) -> Tensor | None:
@@ -27,6 +31,11 @@ class Visibility:
         if self.bias_BHLS is None or self.allowed_BHLS is None:
             return self.allowed_BHLS if self.bias_BHLS is None else self.bias_BHLS
         return self.bias_BHLS.masked_fill(~self.allowed_BHLS, float("-inf"))
+
+    def make_masks(self) -> None:
+        """Makes now what attention will ask for."""
+        for visibility in self.apart.visibilities if self.apart else [self]:
+            _ = visibility.score_mask
 
 
 def may_see(

@@ -14,7 +14,7 @@ from lightning_modules.transformer.config import TransformerConfig
 from lightning_modules.transformer.embeddings import TokenEmbedding, make_embedding
 from lightning_modules.transformer.initialization import initialize
 from lightning_modules.transformer.layers import OutputHead
-from lightning_modules.transformer.masks import Visibility, may_see
+from lightning_modules.transformer.masks import Visibility
 from lightning_modules.transformer.stack import Stack
 
 
@@ -162,20 +162,13 @@ class EncoderDecoder(Transformer):
         """
         source_documents, target_documents = documents or (None, None)
         memory_BSD = self.encode(source_BS, real_BS, source_documents)
-        seen = None
-        if documents is not None:
-            seen = may_see(
-                target_BT.shape[1],
-                source_BS.shape[1],
-                source_BS.device,
-                real_BS=real_BS,
-                documents=(documents[1], documents[0]),
-            )
+        x_BTD = self.embed(target_BT)
+        if documents is None:
+            memory_visibility = self._memory_visibility(real_BS)
+        else:
+            memory_visibility = self.decoder.sees_of_memory(x_BTD, memory_BSD, documents, real_BS)
         return self.decoder(
-            self.embed(target_BT),
-            documents_BL=target_documents,
-            memory_BSD=memory_BSD,
-            memory_visibility=Visibility(seen) if documents is not None else self._memory_visibility(real_BS),
+            x_BTD, documents_BL=target_documents, memory_BSD=memory_BSD, memory_visibility=memory_visibility
         )
 
     def encode(self, source_BS: Tensor, real_BS: Tensor | None = None, documents_BS: Tensor | None = None) -> Tensor:

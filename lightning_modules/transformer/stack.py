@@ -1,11 +1,12 @@
 """A stack of blocks with its positions and last normalisation: the encoder's, or the decoder's."""
 
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lightning_modules.transformer.apart import apart
 from lightning_modules.transformer.attention import LayerCache
 from lightning_modules.transformer.config import TransformerConfig
 from lightning_modules.transformer.dropout import dropout
@@ -18,6 +19,8 @@ from lightning_modules.transformer.positions import (
     RotaryPositions,
     SinusoidalPositions,
 )
+
+APART_FROM = 256  # columns of a row from which documents one by one are faster than with a mask, on a CPU
 
 
 class Stack(nn.Module):
@@ -45,8 +48,7 @@ class Stack(nn.Module):
         self.blocks = nn.ModuleList(Block(config, cross) for _ in range(layers))
         # Before-the-part normalisation leaves the sum of all layers unnormalised: the stack ends with one more.
         self.norm = make_norm(config) if config.norm == "pre" else nn.Identity()
-        # Packed documents by flex attention instead of a dense mask: only compiled for a GPU is it the faster one.
-        self.packs_with_flex: bool | None = None
+        self.packs_with: Literal["mask", "flex", "apart"] | None = None  # None: what is fastest for device and length
         self.recompute = False
 
     def forward(
@@ -82,7 +84,9 @@ class Stack(nn.Module):
         turns = None if self.rotary is None else self.rotary(torch.arange(start, end, device=x_BLD.device))
         recompute = self.recompute and self.training and torch.is_grad_enabled() and caches is None
         if recompute:  # masks that all layers share are made outside of what is computed again
-            _ = visibility.score_mask, memory_visibility and memory_visibility.score_mask
+            visibility.make_masks()
+            if memory_visibility is not None:
+                memory_visibility.make_masks()
         for number, block in enumerate(self.blocks):
             if recompute:
                 given = (x_BLD, visibility, turns, memory_BSD, memory_visibility)
@@ -108,9 +112,18 @@ class Stack(nn.Module):
             bias_BHLS = self.bias(key_S[start:], key_S)
         elif causal and not start and not prefix and window is None and real_BS is None and documents_BL is None:
             return Visibility(causal=True)
-        flex = x_BLD.is_cuda if self.packs_with_flex is None else self.packs_with_flex
+        way = self._packing(x_BLD, new)
+        if documents_BL is not None and way == "apart" and not prefix and not start:
+
+            def see(queries: int, keys: int, real_NS: Tensor | None) -> Visibility:
+                if causal and bias_BHLS is None and window is None:
+                    return Visibility(causal=True)
+                allowed = may_see(queries, keys, device, causal=causal, window=window, real_BS=real_NS)
+                return Visibility(allowed, None if bias_BHLS is None else bias_BHLS[..., :queries, :keys])
+
+            return Visibility(apart=apart(documents_BL, documents_BL, real_BS, real_BS, see))
         plain = real_BS is None and not prefix and not start and not self.config.attention_dropout
-        if flex and plain and documents_BL is not None:
+        if documents_BL is not None and way == "flex" and plain:
             return Visibility(bias_BHLS=bias_BHLS, blocks=document_blocks(documents_BL, causal, window))
         allowed_BHLS = may_see(
             new,
@@ -123,6 +136,27 @@ class Stack(nn.Module):
             documents=None if documents_BL is None else (documents_BL, documents_BL),
         )
         return Visibility(allowed_BHLS, bias_BHLS)
+
+    def sees_of_memory(
+        self, x_BTD: Tensor, memory_BSD: Tensor, documents: tuple[Tensor, Tensor], real_BS: Tensor | None
+    ) -> Visibility:
+        """What of the memory the cross-attention of packed rows may see, by the documents of source and target."""
+        of_source_BS, of_target_BT = documents
+        queries, keys, device = x_BTD.shape[1], memory_BSD.shape[1], x_BTD.device
+        if self._packing(x_BTD, max(queries, keys)) == "apart":
+
+            def see(queries: int, keys: int, real_NS: Tensor | None) -> Visibility:
+                return Visibility(may_see(queries, keys, device, real_BS=real_NS))
+
+            return Visibility(apart=apart(of_target_BT, of_source_BS, None, real_BS, see))
+        return Visibility(may_see(queries, keys, device, real_BS=real_BS, documents=(of_target_BT, of_source_BS)))
+
+    def _packing(self, x_BLD: Tensor, columns: int) -> str:
+        if self.packs_with is not None:
+            return self.packs_with
+        if x_BLD.is_cuda:
+            return "flex"
+        return "apart" if columns >= APART_FROM and not torch.compiler.is_compiling() else "mask"
 
 
 def recompute_activations(model: nn.Module, on: bool) -> None:
