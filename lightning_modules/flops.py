@@ -84,6 +84,13 @@ def _stack_flops(config: TransformerConfig, rows: int, layers: int, length: int,
     return 2 * rows * layers * products
 
 
+def recomputed_flops(config: TransformerConfig, shape: Shape) -> int:
+    """FLOPs that `recompute_activations` adds to a step: the stacks' forward pass but each layer's last product, of
+    which nothing is kept."""
+    last = sum(layers * length for layers, length, _ in shape.stacks(config)) * config.d_model * config.d_ff
+    return sum(_stack_flops(config, shape.rows, *stack) for stack in shape.stacks(config)) - 2 * shape.rows * last
+
+
 def optimizer_flops(config: TransformerConfig, optimizer: str) -> int:
     """FLOPs of the optimiser's products of matrices in a step, on each device: Muon's, which makes those of the blocks
     orthogonal (Jordan et al. 2024); no other has any worth counting."""
@@ -113,8 +120,11 @@ def state_bytes(counts: dict[str, int], optimizer: str, half: bool, processes: i
     return count * (8 + (2 if half else 0) + (4 if processes > 1 else 0)) + kept
 
 
-def activation_bytes(config: TransformerConfig, shape: Shape, half: bool, gpu: bool) -> int:
-    """Bytes that a forward pass keeps for the backward pass, the logits aside.
+def activation_bytes(
+    config: TransformerConfig, shape: Shape, half: bool, gpu: bool, recompute: bool = False
+) -> int:
+    """Bytes that a forward pass keeps for the backward pass, the logits aside; with `recompute` of each layer its input
+    alone, and all of the one layer that is being computed again.
 
     After Korthikanti et al. 2022 (arXiv:2205.05198, section 4.1), with this model's parts: fused attention keeps
     queries, keys, values and its output; scores only where T5's learned bias needs them for its gradient, and where
@@ -123,15 +133,20 @@ def activation_bytes(config: TransformerConfig, shape: Shape, half: bool, gpu: b
     for all layers), and what kernels need for moments.
     """
     small = 2 if half else 4
-    total = sum(_stack_bytes(config, shape.rows, *stack, half, gpu) for stack in shape.stacks(config))
+    total = 0
+    for layers, *lengths in shape.stacks(config):
+        if recompute and layers:
+            total += shape.rows * (layers - 1) * lengths[0] * 4 * config.d_model
+            layers = 1
+        total += _stack_bytes(config, shape.rows, layers, *lengths, half, gpu)
     if config.embeddings == "characters":
         total += small * _distinct(config, shape) * _character_sizes(config)[2]
     return total + shape.predicted * config.d_model * (small + (small + 8 if config.output_transform else 0))
 
 
-def batch_bytes(config: TransformerConfig, shape: Shape, half: bool, gpu: bool) -> int:
+def batch_bytes(config: TransformerConfig, shape: Shape, half: bool, gpu: bool, recompute: bool = False) -> int:
     """Bytes that a batch needs at the peak: what is kept for the backward pass, and the logits."""
-    return activation_bytes(config, shape, half, gpu) + logit_bytes(config, shape, half, gpu)
+    return activation_bytes(config, shape, half, gpu, recompute) + logit_bytes(config, shape, half, gpu)
 
 
 def logit_bytes(config: TransformerConfig, shape: Shape, half: bool, gpu: bool) -> int:

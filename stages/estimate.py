@@ -66,7 +66,8 @@ def estimate(device: Device, planned: list[Training], parts: dict[str, int]) -> 
         whole = training.largest
         part = replace(whole, rows=math.ceil(whole.rows / processes), predicted=math.ceil(whole.predicted / processes))
         held = state_bytes(parts, section.optimizer, half, processes)
-        needed = max(needed, held + batch_bytes(training.config, part, half, device.gpu))
+        batch = batch_bytes(training.config, part, half, device.gpu, section.recompute_activations)
+        needed = max(needed, held + batch)
     first, width = planned[0].section, planned[0].config.d_model
     return Estimate(
         device=device.name,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lightning_modules.flops import Shape, batch_bytes, step_flops
+from lightning_modules.flops import Shape, batch_bytes, recomputed_flops, step_flops
 from lightning_modules.token_store import TokenStore
 from lightning_modules.transformer.config import TransformerConfig
 from stages.params import Params
@@ -39,8 +39,11 @@ class Training:
 
     @cached_property
     def flops(self) -> float:
-        """Of a step, on average."""
-        return sum(weight * step_flops(self.config, shape) for weight, shape in self.shapes)
+        """Of a step, on average, with what is computed twice."""
+        again = recomputed_flops if self.section.recompute_activations else lambda *_: 0
+        return sum(
+            weight * (step_flops(self.config, shape) + again(self.config, shape)) for weight, shape in self.shapes
+        )
 
 
 def trainings(params: Params) -> list[Training]:

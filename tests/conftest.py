@@ -1,6 +1,10 @@
 """Fixtures that several modules use."""
 
+import os
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: workers side by side have a core each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import dvc  # noqa: F401 - its log keeps the stream that it finds at import: not one of a single test
 import pytest

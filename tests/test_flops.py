@@ -20,6 +20,7 @@ from lightning_modules.flops import (
     logit_bytes,
     optimizer_flops,
     parameters,
+    recomputed_flops,
     state_bytes,
     step_flops,
 )
@@ -29,6 +30,7 @@ from lightning_modules.optim import OPTIMIZERS
 from lightning_modules.transformer.heads import SpanReader
 from lightning_modules.transformer.model import count_parameters
 from lightning_modules.transformer.presets import PRESETS, preset
+from lightning_modules.transformer.stack import recompute_activations
 
 ARCHITECTURES = ("encoder", "decoder", "encoder_decoder")
 OPTIONS: list[dict[str, Any]] = [
@@ -87,6 +89,22 @@ def test_a_decoder_without_a_source_and_a_model_that_points_are_counted() -> Non
         batch_loss(reader, Batch(target_BT, torch.tensor([[0, 1]] * 4), None, None, 0, 0), 0.0)[0].backward()
     # The two columns that point are left out: 2 of the hundreds that a token meets.
     assert step_flops(reader.config, Shape(4, 16, 2, 0)) == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+@every_architecture
+def test_what_is_computed_again_is_counted_and_what_is_kept_is_little(architecture: str) -> None:
+    kept, estimated = [], []
+    for layers in (2, 5):
+        model = made(architecture, {"encoder_layers": layers, "decoder_layers": layers})
+        recompute_activations(model, True)
+        batch, shape = batch_of(model)
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            batch_loss(model, batch, label_smoothing=0.0)[0].backward()
+        flops = step_flops(model.config, shape) + recomputed_flops(model.config, shape)
+        assert flops == pytest.approx(counter.get_total_flops(), rel=0.02)
+        kept.append(kept_bytes(model, batch, half=False))
+        estimated.append(activation_bytes(model.config, shape, half=False, gpu=False, recompute=True))
+    assert estimated[1] - estimated[0] == kept[1] - kept[0]
 
 
 def kept_bytes(model: Model, batch: Batch, half: bool) -> int:
