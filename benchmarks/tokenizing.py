@@ -18,10 +18,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer
+
+from stages.splits import ROW_GROUP, SPLITS
 
 ROUNDS = 3
 
@@ -50,12 +51,12 @@ def prepare_texts(folder: Path) -> int:
         sys.exit(f"{texts} or {tokenizer} is not there: run `make demo` first")
     target = folder / "prepared" / "pretraining"
     target.mkdir(parents=True)
-    shutil.copyfile(texts, target / "train.parquet")
     shutil.copyfile(tokenizer, folder / "tokenizer.json")
-    for split in ("validation", "test"):
-        pq.write_table(pa.table({"text": pa.array([], pa.string())}), target / f"{split}.parquet")
-    lengths = pc.utf8_length(pq.read_table(texts, columns=["text"])["text"])
-    return int(pc.sum(lengths).as_py())
+    table = pq.read_table(texts, columns=["text"])
+    for split in SPLITS:
+        part = table if split == "train" else table.slice(0, 0)
+        pq.write_table(part, target / f"{split}.parquet", row_group_size=ROW_GROUP, compression="zstd")
+    return int(pc.sum(pc.utf8_length(table["text"])).as_py())
 
 
 def tokenizing(name: str, folder: Path, output: Path) -> tuple[float, float]:

@@ -159,7 +159,7 @@ def changed(whole: bytes, at: int) -> bytes:
 @pytest.mark.parametrize(
     "damaged",
     [*(partial(cut, left=left) for left in (0, 1, 1000, -1000)), *(partial(changed, at=at) for at in (2000, -3000))],
-    ids=str,
+    ids=lambda damaged: f"{damaged.func.__name__}{damaged.keywords}",
 )
 def test_a_damaged_checkpoint_is_named_and_set_aside(
     damaged: Callable[[bytes], bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -112,7 +112,7 @@ class Stack(nn.Module):
             bias_BHLS = self.bias(key_S[start:], key_S)
         elif causal and not start and not prefix and window is None and real_BS is None and documents_BL is None:
             return Visibility(causal=True)
-        way = self._packing(x_BLD, new)
+        way = None if documents_BL is None else self._packing(x_BLD, new)
         if documents_BL is not None and way == "apart" and not prefix and not start:
 
             def see(queries: int, keys: int, real_NS: Tensor | None) -> Visibility:
