@@ -1,54 +1,19 @@
-"""Greedy decoding: Hugging Face's tokens with the same weights, a plain loop's tokens, whatever shares the batch.
+"""Greedy decoding: Hugging Face's tokens with the same weights, a plain loop's tokens, whatever shares the batch."""
 
-And spans: the best of all there are.
-"""
-
-from itertools import product
 from typing import Any
 
 import pytest
 import torch
-from tiny import EOS, batch, encoded, lively, reader, sentences
+from searching import FAMILIES, MOST, SHAPES, from_hugging_face, sources, tensors
+from tiny import EOS, lively
 
-from lightning_modules.batching import pad, source_tensors
-from lightning_modules.decoding import best_spans, greedy
+from lightning_modules.decoding import greedy
 from lightning_modules.interop.huggingface import to_hugging_face
-
-MOST = 20
-DECODER: dict[str, Any] = {"architecture": "decoder"}
-GPT2 = DECODER | {"positions": "learned", "scale_embeddings": False, "activation": "gelu_tanh"}
-LLAMA = DECODER | {
-    "positions": "rotary",
-    "scale_embeddings": False,
-    "activation": "swiglu",
-    "norm_type": "rms",
-    "bias": False,
-    "key_value_heads": 2,
-}
-SHAPES: dict[str, dict[str, Any]] = {
-    "encoder-decoder": {},
-    "encoder-decoder, post-norm": {"norm": "post"},
-    "encoder-decoder, relative": {"positions": "relative"},
-    "decoder, sinusoidal": DECODER,
-    "decoder, learned": DECODER | {"positions": "learned"},
-    "decoder, rotary": DECODER | {"positions": "rotary"},
-    "decoder, alibi": DECODER | {"positions": "alibi"},
-    "decoder, relative": DECODER | {"positions": "relative"},
-    "decoder, window": DECODER | {"positions": "rotary", "window": 8},
-    "decoder, prefix": DECODER | {"bidirectional_prefix": True, "positions": "learned"},
-    "decoder, prefix, relative": DECODER | {"bidirectional_prefix": True, "positions": "relative"},
-    "decoder, like Llama": LLAMA,
-}
-
-
-def sources(count: int) -> list[list[int]]:
-    return [[*ids[:60], EOS] for ids in encoded(sentences()[:count])]
 
 
 def batched(texts: list[list[int]], ours: Any, most: int = MOST, first: int | None = None) -> list[list[int]]:
-    source_BS, real_BS = source_tensors(pad(texts, 0), 0, ours.config.architecture == "decoder")
     first_B1 = None if first is None else torch.full((len(texts), 1), first)
-    return greedy(ours, source_BS, real_BS, most, first_B1)
+    return greedy(ours, *tensors(texts, ours), most, first_B1)
 
 
 def one_by_one_without_cache(ours: Any, source: list[int], most: int = MOST, first: int | None = None) -> list[int]:
@@ -64,32 +29,15 @@ def one_by_one_without_cache(ours: Any, source: list[int], most: int = MOST, fir
     return written[1:]
 
 
-@pytest.mark.parametrize(
-    ("family", "changes"), [("Marian", {"norm": "post"}), ("Pegasus", {}), ("GPT2", GPT2), ("Llama", LLAMA)]
-)
-def test_several_hundred_sentences_come_out_as_from_hugging_face(family: str, changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("family", "changes"), FAMILIES)
+def test_five_hundred_sentences_come_out_as_from_hugging_face(family: str, changes: dict[str, Any]) -> None:
     """A decoder's sources stand at the right of the batch, as Hugging Face wants them, too."""
-    ours = lively(**changes)
-    theirs, texts, writes_on = to_hugging_face(ours), sources(400), ours.config.architecture == "decoder"
+    ours, texts = lively(**changes), sources(500)
+    theirs = to_hugging_face(ours)
     assert type(theirs).__name__.startswith(family)
-    lengths = set()
-    for start in range(0, len(texts), 50):
-        part = texts[start : start + 50]
-        begun = [[*text, ours.config.bos_id] for text in part] if writes_on else part
-        read_BS, real_BS = source_tensors(pad(begun, 0), 0, writes_on)
-        generated = theirs.generate(
-            input_ids=read_BS,
-            attention_mask=torch.ones_like(read_BS) if real_BS is None else real_BS.long(),
-            max_new_tokens=MOST,
-            num_beams=1,
-            do_sample=False,
-            pad_token_id=0,
-            eos_token_id=EOS,
-        )
-        begin = read_BS.shape[1] if writes_on else 1
-        expected = [[*row[begin:], EOS][: [*row[begin:], EOS].index(EOS)] for row in generated.tolist()]
-        assert batched(part, ours) == expected
-        lengths |= set(map(len, expected))
+    expected = [answers[0][0] for answers in from_hugging_face(theirs, texts, ours)]
+    assert [row for start in range(0, 500, 50) for row in batched(texts[start : start + 50], ours)] == expected
+    lengths = set(map(len, expected))
     assert len(lengths) > 5  # early, late and never: the test has seen them all
     assert {0, MOST} <= lengths
 
@@ -158,28 +106,3 @@ def test_a_source_without_padding_needs_no_mask(shape: str) -> None:
     ours, texts = lively(**SHAPES[shape]), [text[:4] for text in sources(30)]
     source_BS = torch.tensor(texts)
     assert greedy(ours, source_BS, None, MOST) == greedy(ours, source_BS, source_BS != 0, MOST)
-
-
-@pytest.mark.parametrize("max_tokens", [1, 2, 4, 100])
-def test_a_span_is_the_best_of_all_in_order_that_are_short_enough(max_tokens: int) -> None:
-    ours, lengths = reader(), [1, 2, 3, 9, 12, *[7] * 30]
-    source_BS, _ = batch(3, lengths, [1] * len(lengths))
-    spans = best_spans(ours, source_BS, source_BS != 0, max_tokens)
-    for source_S, length, span in zip(source_BS, lengths, spans, strict=True):
-        with torch.no_grad():
-            start_S, end_S = ours.ends(ours.encoder(source_S[None, :length]))[0].T
-        places = [
-            (first, last)
-            for first, last in product(range(length), repeat=2)
-            if first <= last and last - first < max_tokens
-        ]
-        first, last = max(places, key=lambda place: float(start_S[place[0]] + end_S[place[1]]))
-        assert span == source_S[first : last + 1].tolist()
-    assert max(map(len, spans)) <= max_tokens
-    assert (len(set(map(len, spans))) > 1) == (max_tokens > 1)
-
-
-def test_spans_in_sources_without_padding_need_no_mask() -> None:
-    ours = reader(positions="learned")
-    source_BS, _ = batch(3, [7] * 20, [1] * 20)
-    assert best_spans(ours, source_BS, None, 3) == best_spans(ours, source_BS, source_BS != 0, 3)

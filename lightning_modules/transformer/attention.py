@@ -19,18 +19,57 @@ from lightning_modules.transformer.gradients import RMSNorm
 from lightning_modules.transformer.masks import Visibility
 from lightning_modules.transformer.positions import rotate
 
+ROOM = 16  # steps
 
-@dataclass
+
 class KeyValueCache:
-    """Keys and values of one attention layer while decoding: grown by self-attention, fixed by cross-attention."""
+    """Keys and values of one attention layer while decoding: grown by self-attention, fixed by cross-attention.
 
-    key_BHLK: Tensor | None = None
-    value_BHLK: Tensor | None = None
+    There is room for the next ROOM steps: a new column is written in its place, and all are copied once in so many
+    steps, a sixteenth of what attention reads.
+    """
+
+    def __init__(self) -> None:
+        self.columns = 0
+        self._key_BHCK: Tensor | None = None  # C: columns and room for more
+        self._value_BHCK: Tensor | None = None
+
+    @property
+    def key_BHLK(self) -> Tensor | None:  # noqa: N802
+        """The keys; None before there are any."""
+        return None if self._key_BHCK is None else self._key_BHCK[:, :, : self.columns]
+
+    @property
+    def value_BHLK(self) -> Tensor | None:  # noqa: N802
+        """The values; None before there are any."""
+        return None if self._value_BHCK is None else self._value_BHCK[:, :, : self.columns]
+
+    def extend(self, key_BHLK: Tensor, value_BHLK: Tensor) -> tuple[Tensor, Tensor]:
+        """Adds new columns; gives all. The first are kept as they are."""
+        before, self.columns = self.columns, self.columns + key_BHLK.shape[2]
+        if self._key_BHCK is None or self._value_BHCK is None:
+            self._key_BHCK, self._value_BHCK = key_BHLK, value_BHLK
+            return key_BHLK, value_BHLK
+        if self.columns > self._key_BHCK.shape[2]:
+            room = before + ROOM * key_BHLK.shape[2]
+            self._key_BHCK, self._value_BHCK = (
+                _roomier(side[:, :, :before], room) for side in (self._key_BHCK, self._value_BHCK)
+            )
+        key_BHNK, value_BHNK = self._key_BHCK[:, :, : self.columns], self._value_BHCK[:, :, : self.columns]
+        key_BHNK[:, :, before:], value_BHNK[:, :, before:] = key_BHLK, value_BHLK
+        return key_BHNK, value_BHNK
 
     def keep(self, rows: Tensor) -> None:
         """Keeps the given rows of the batch, in the order given."""
-        if self.key_BHLK is not None and self.value_BHLK is not None:
-            self.key_BHLK, self.value_BHLK = self.key_BHLK[rows], self.value_BHLK[rows]
+        if self._key_BHCK is not None and self._value_BHCK is not None:
+            self._key_BHCK, self._value_BHCK = self._key_BHCK[rows], self._value_BHCK[rows]
+
+
+def _roomier(x_BHLK: Tensor, room: int) -> Tensor:
+    batch, heads, columns, width = x_BHLK.shape
+    x_BHCK = x_BHLK.new_empty(batch, heads, room, width)
+    x_BHCK[:, :, :columns] = x_BHLK
+    return x_BHCK
 
 
 @dataclass
@@ -115,10 +154,7 @@ class Attention(nn.Module):
         k_BHSK = self._prepared(self._split(k_BSD, self.groups), self.key_norm, turns)
         v_BHSK = self._split(v_BSD, self.groups).transpose(1, 2)
         if cache is not None:
-            if cache.key_BHLK is not None and cache.value_BHLK is not None:
-                k_BHSK = torch.cat([cache.key_BHLK, k_BHSK], dim=2)
-                v_BHSK = torch.cat([cache.value_BHLK, v_BHSK], dim=2)
-            cache.key_BHLK, cache.value_BHLK = k_BHSK, v_BHSK
+            return cache.extend(k_BHSK, v_BHSK)
         return k_BHSK, v_BHSK
 
     def _attend(self, q_BHLK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, visibility: Visibility) -> Tensor:

@@ -4,8 +4,6 @@ Each gives hidden vectors; `logits` turns those into scores. The head is apart f
 it only where something is to be predicted.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -16,24 +14,7 @@ from lightning_modules.transformer.initialization import initialize
 from lightning_modules.transformer.layers import OutputHead
 from lightning_modules.transformer.masks import Visibility
 from lightning_modules.transformer.stack import Stack
-
-
-@dataclass
-class DecodingState:
-    """What decoding step by step remembers: caches, how many columns they hold, and what of the source is real."""
-
-    caches: list[LayerCache]
-    start: int = 0
-    memory_BSD: Tensor | None = None
-    real_BS: Tensor | None = None  # of the memory's columns; in a decoder, of its own
-
-    def keep(self, rows: Tensor) -> None:
-        """Keeps the given rows of the batch, in the order given."""
-        for cache in self.caches:
-            cache.own.keep(rows)
-            cache.cross.keep(rows)
-        self.memory_BSD = None if self.memory_BSD is None else self.memory_BSD[rows]
-        self.real_BS = None if self.real_BS is None else self.real_BS[rows]
+from lightning_modules.transformer.stepping import DecodingState, advance
 
 
 class Transformer(nn.Module):
@@ -138,6 +119,10 @@ class Decoder(Transformer):
         state.start += target_BT.shape[1]
         return hidden_BTD
 
+    def step_beams(self, last_BW: Tensor, state: DecodingState) -> Tensor:
+        """The newest token of each beam of each row → their hidden vectors (B, W, D); see `stepping`."""
+        return advance(self.decoder, self.embed(last_BW), state)
+
 
 class EncoderDecoder(Transformer):
     """Reads a source in both directions, writes a target from left to right: the 2017 paper's."""
@@ -191,6 +176,10 @@ class EncoderDecoder(Transformer):
         )
         state.start += target_BT.shape[1]
         return hidden_BTD
+
+    def step_beams(self, last_BW: Tensor, state: DecodingState) -> Tensor:
+        """The newest token of each beam of each row → their hidden vectors (B, W, D); see `stepping`."""
+        return advance(self.decoder, self.embed(last_BW), state, self._memory_visibility(state.real_BS))
 
     @staticmethod
     def _memory_visibility(real_BS: Tensor | None) -> Visibility:

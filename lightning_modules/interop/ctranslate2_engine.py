@@ -1,0 +1,125 @@
+"""A fine-tuned model answering through CTranslate2 instead of PyTorch: the same texts in and out, several times faster.
+
+Opening costs an export with its comparison (`interop.ctranslate2`: some hundred steps of decoding), in a temporary
+folder that is gone once the weights are in memory. With 8-bit weights most texts stay the same, not all
+(`python -m benchmarks.decoding`); with float32 all but those where rounding decides.
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_modules.errors import PipelineError
+from lightning_modules.model_folder import load_tokenizer, read_config
+from lightning_modules.search.options import Decoding
+from lightning_modules.windows import kept
+
+CHUNK = 1024  # texts between two reports of progress
+Options = dict[str, Any]
+
+
+class CTranslate2Engine:
+    """Writes a text for each text it is given."""
+
+    def __init__(self, folder: Path, quantization: str = "int8", threads: int = 0) -> None:
+        """`threads`: 0 for as many as PyTorch has.
+
+        Raises PipelineError where `folder` is no fine-tuned model, its architecture has no counterpart there (the line
+        names the part), its 8-bit weights differ too much, or CTranslate2 is not installed.
+        """
+        import torch
+
+        try:
+            import ctranslate2
+        except ImportError as error:
+            raise PipelineError(f"CTranslate2 cannot be imported ({error}): pip install ctranslate2") from error
+        from lightning_modules.interop.ctranslate2 import export
+        from lightning_modules.interop.ctranslate2_parity import read_vocabulary
+
+        about = read_config(folder)
+        limits, shape = about.get("limits"), about["transformer"]
+        if not limits:
+            raise PipelineError(f"{folder} holds no fine-tuned model: fine-tune it for a task first")
+        if shape["architecture"] == "encoder":
+            raise PipelineError(f"{folder} holds an encoder: CTranslate2 is for models that write")
+        self.prompts = shape["architecture"] == "decoder"
+        self.bos, self.eos = shape["bos_id"], shape["eos_id"]
+        self.max_source, self.keep_end = limits["max_source_tokens"], bool(limits.get("keep_end", False))
+        try:
+            self.decoding = Decoding(**{"max_tokens": limits["max_target_tokens"]} | about.get("decoding", {}))
+        except (TypeError, ValueError) as error:
+            raise PipelineError(f"{folder}/config.json: decoding: {error}") from error
+        self.tokenizer = load_tokenizer(folder)
+        opened = ctranslate2.Generator if self.prompts else ctranslate2.Translator
+        with tempfile.TemporaryDirectory() as place:
+            exported = Path(place) / "exported"
+            export(folder, exported, "int8" if quantization == "int8" else "float32")
+            self.names = read_vocabulary(exported)
+            threads = threads or torch.get_num_threads()
+            self.network = opened(str(exported), device="cpu", inter_threads=1, intra_threads=threads)
+        self.ids = {name: number for number, name in enumerate(self.names)}
+
+    def generate(
+        self,
+        texts: Sequence[str],
+        decoding: Decoding | None = None,
+        done: Callable[[int], object] = lambda count: None,
+        batch_tokens: int = 8192,
+    ) -> list[str]:
+        """The best answer to each of `texts`, in their order; `done(count)` is called as they are finished.
+
+        Without `decoding` the model's own. CTranslate2 ends a beam search as soon as `beams` texts are finished,
+        whatever `decoding.stop` says, never lets a decoder's beams end at once, does not count <s> as written, and
+        draws by a seed of its own. Raises PipelineError for what it cannot do.
+        """
+        decoding = decoding or self.decoding
+        if decoding.min_p:
+            raise PipelineError("min_p is unknown to CTranslate2: set it to 0, or let PyTorch decode")
+        encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        rows = [encoding.ids for encoding in encodings]
+        sources = [[*ids[kept(len(ids), self.max_source, self.keep_end)], self.eos] for ids in rows]
+        order = sorted(range(len(sources)), key=lambda i: len(sources[i]), reverse=True)
+        outputs = [""] * len(sources)
+        for start in range(0, len(order), CHUNK):
+            chunk = order[start : start + CHUNK]
+            ids = self._written([sources[i] for i in chunk], decoding, batch_tokens)
+            for i, text in zip(chunk, self.tokenizer.decode_batch(ids), strict=True):
+                outputs[i] = text.strip()
+            done(len(chunk))
+        return outputs
+
+    def _written(self, sources: list[list[int]], decoding: Decoding, batch_tokens: int) -> list[list[int]]:
+        options = self._options(decoding) | {"max_batch_size": batch_tokens, "batch_type": "tokens"}
+        if self.prompts:
+            prompts = [[self.names[token] for token in (*source, self.bos)] for source in sources]
+            results = self.network.generate_batch(
+                prompts, max_length=decoding.max_tokens, include_prompt_in_result=False, **options
+            )
+            written = [result.sequences_ids[0] for result in results]
+        else:
+            results = self.network.translate_batch(
+                [[self.names[token] for token in source] for source in sources],
+                max_decoding_length=decoding.max_tokens,
+                min_decoding_length=0,
+                max_input_length=0,
+                **options,
+            )
+            written = [[self.ids[token] for token in result.hypotheses[0]] for result in results]
+        return [ids[:-1] if ids and ids[-1] == self.eos else ids for ids in written]
+
+    @staticmethod
+    def _options(decoding: Decoding) -> Options:
+        """`decoding` in its words. </s> is asked for, so that it counts as one of a text's tokens there too."""
+        options: Options = {
+            "beam_size": decoding.beams,
+            "length_penalty": decoding.length_penalty,
+            "num_hypotheses": decoding.answers,
+            "repetition_penalty": decoding.repetition_penalty,
+            "no_repeat_ngram_size": decoding.no_repeat_ngram,
+            "return_end_token": True,
+        }
+        if decoding.sample:
+            options |= {"sampling_topk": decoding.top_k, "sampling_topp": decoding.top_p}
+            options["sampling_temperature"] = decoding.temperature
+        return options

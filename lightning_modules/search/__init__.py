@@ -1,0 +1,1 @@
+"""Searching for what a model should write: greedily, by beams, by drawing. `lightning_modules.decoding` chooses."""

@@ -1,0 +1,86 @@
+"""CTranslate2 as the engine: our own answers with float32 weights, most of them with 8 bits, refusals in one line."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from searching import beams_without_end, sources, tensors
+
+from lightning_modules.decoding import Decoding, Hypothesis, decode
+from lightning_modules.errors import PipelineError
+from lightning_modules.interop.ctranslate2_engine import CTranslate2Engine
+from lightning_modules.model_folder import Model, save_model
+
+LIMITS = {"max_source_tokens": 61, "max_target_tokens": 20}
+DECODER = {"architecture": "decoder", "positions": "rotary"}
+TEXTS = list(tiny.sentences()[:500])
+TIE = 1e-5  # nats that rounding may decide
+
+
+def folder_of(root: Path, made: Model, limits: dict[str, int]) -> Path:
+    (root / "model").mkdir()
+    save_model(root / "model", made, tiny.write_tokenizer(root / "tokenizer"), limits)
+    return root / "model"
+
+
+def searched(made: Any, decoding: Decoding, count: int = 500) -> list[list[Hypothesis]]:
+    texts, found = sources(count), list[list[Hypothesis]]()
+    for start in range(0, count, 50):
+        found += decode(made, *tensors(texts[start : start + 50], made), decoding)
+    return found
+
+
+def by_ourselves(made: Any, decoding: Decoding, count: int = 500) -> list[str]:
+    """What our own search writes for so many of TEXTS."""
+    written = tiny.tokenizer().decode_batch([answers[0].ids for answers in searched(made, decoding, count)])
+    return [text.strip() for text in written]
+
+
+@pytest.mark.parametrize("changes", [{}, DECODER], ids=["encoder_decoder", "decoder"])
+def test_five_hundred_sentences_come_out_as_from_ourselves(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """But those where beams would end at once, which CTranslate2 lets no decoder's do."""
+    made, counts = tiny.lively(**changes), []
+    engine = CTranslate2Engine(folder_of(tmp_path, made, LIMITS), "float32", threads=1)
+    assert list(tmp_path.rglob("*.bin")) == []
+    assert engine.generate(TEXTS, done=counts.append) == by_ourselves(made, Decoding(20))
+    assert sum(counts) == len(TEXTS)
+    at_first = searched(made, Decoding(1, beams=5, answers=5))
+    compared = [n for n in range(500) if not changes or all(text.ids for text in at_first[n])]
+    assert len(compared) > 200
+    for penalty in (0.0, 1.0):
+        decoding = Decoding(20, beams=5, length_penalty=penalty, stop="full")
+        ours, theirs = by_ourselves(made, decoding), engine.generate(TEXTS, decoding)
+        different = [number for number in compared if ours[number] != theirs[number]]
+        for number in different:
+            assert beams_without_end(made, sources(500)[number], 5, 20, penalty)[1] < TIE
+        assert len(different) <= len(compared) // 100
+        assert len(set(ours)) > 100
+    assert engine.generate([]) == []
+
+
+def test_drawing_and_bans_are_passed_on(tmp_path: Path) -> None:
+    made = tiny.lively(**DECODER)
+    engine = CTranslate2Engine(folder_of(tmp_path, made, LIMITS), "float32", threads=1)
+    decoding, greedily = Decoding(20, no_repeat_ngram=2), engine.generate(TEXTS[:60])
+    assert engine.generate(TEXTS[:60], decoding) == by_ourselves(made, decoding, 60) != greedily
+    assert engine.generate(TEXTS[:60], Decoding(20, sample=True, top_k=1)) == greedily
+    assert engine.generate(TEXTS[:60], Decoding(20, sample=True)) != greedily
+    with pytest.raises(PipelineError, match="min_p is unknown to CTranslate2"):
+        engine.generate(TEXTS[:1], Decoding(20, sample=True, min_p=0.1))
+
+
+@pytest.mark.parametrize(
+    ("made", "limits", "said"),
+    [
+        (lambda: tiny.model(), {}, "no fine-tuned model"),
+        (lambda: tiny.reader(), LIMITS, "holds an encoder"),
+        (lambda: tiny.model(positions="alibi"), LIMITS, "no counterpart in CTranslate2: positions"),
+    ],
+)
+def test_what_it_cannot_do_is_said_in_one_line(tmp_path: Path, made: Any, limits: dict[str, int], said: str) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(PipelineError, match=said) as refusal:
+        CTranslate2Engine(folder_of(tmp_path, made(), limits))
+    assert "\n" not in str(refusal.value)
