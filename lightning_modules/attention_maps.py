@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_modules.decoding import greedy
 from lightning_modules.text_to_text import TextToText
 from lightning_modules.transformer.attention import Attention
-from lightning_modules.transformer.heads import SpanReader
+from lightning_modules.transformer.heads import Classifier, SpanReader
 from lightning_modules.transformer.model import EncoderDecoder
 
 
@@ -38,11 +38,11 @@ def attention_map(answering: TextToText, text: str, most: int) -> AttentionMap:
     model, tokenizer = answering.model, answering.tokenizer
     source = [*tokenizer.encode(text, add_special_tokens=False).ids[: most - 1], model.config.eos_id]
     source_BS = torch.tensor([source], device=answering.device)
-    if isinstance(model, SpanReader):
+    if isinstance(model, SpanReader | Classifier):
         weights_HLS = _weights(model.encoder.encoder.last.attention, lambda: model(source_BS))
         looking = seen = source
     else:
-        written = [model.config.bos_id, *greedy(model, source_BS, None, min(most, answering.max_target))[0]]
+        written = [model.config.bos_id, *greedy(model, source_BS, None, min(most, answering.decoding.max_tokens))[0]]
         block = model.decoder.last
         crossing = isinstance(model, EncoderDecoder)
         target_BT = torch.tensor([written], device=answering.device)

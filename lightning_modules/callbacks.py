@@ -33,11 +33,15 @@ class Checkpoints(pl.Callback):
         `patience` validations without improvement end the training; 0: never.
         """
         self.folder, self.every, self.keep, self.average, self.patience = folder, every, keep, average, patience
-        self.best_loss, self.best_step, self.best_weights, self.without_improvement = float("inf"), 0, "raw", 0
+        self.least_fault = self.best_loss = float(
+            "inf"
+        )  # of the best weights: what they were judged by, and their loss
+        self.best_step, self.best_weights, self.without_improvement = 0, "raw", 0
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values, saved in every checkpoint."""
         return {
+            "least_fault": self.least_fault,
             "best_loss": self.best_loss,
             "best_step": self.best_step,
             "best_weights": self.best_weights,
@@ -46,7 +50,8 @@ class Checkpoints(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes them up again."""
-        self.best_loss, self.best_step = state_dict["best_loss"], state_dict["best_step"]
+        self.least_fault, self.best_loss = state_dict["least_fault"], state_dict["best_loss"]
+        self.best_step = state_dict["best_step"]
         self.best_weights, self.without_improvement = state_dict["best_weights"], state_dict["without_improvement"]
 
     def on_train_batch_end(
@@ -59,9 +64,10 @@ class Checkpoints(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keeps the weights of the best validation so far; ends a training that no longer improves; saves if due."""
         assert isinstance(pl_module, TransformerModule)
-        weights, loss = min(pl_module.validation_losses.items(), key=lambda item: item[1])
-        if loss < self.best_loss:
-            self.best_loss, self.best_step, self.best_weights = loss, trainer.global_step, weights
+        weights, fault = min(pl_module.faults.items(), key=lambda item: item[1])
+        if fault < self.least_fault:
+            self.least_fault, self.best_loss = fault, pl_module.validation_losses[weights]
+            self.best_step, self.best_weights = trainer.global_step, weights
             self.without_improvement = 0
             with pl_module.average.in_place() if weights == "ema" and pl_module.average else nullcontext():
                 # A run killed before its next checkpoint validates this step again, with the same result.

@@ -120,9 +120,7 @@ def state_bytes(counts: dict[str, int], optimizer: str, half: bool, processes: i
     return count * (8 + (2 if half else 0) + (4 if processes > 1 else 0)) + kept
 
 
-def activation_bytes(
-    config: TransformerConfig, shape: Shape, half: bool, gpu: bool, recompute: bool = False
-) -> int:
+def activation_bytes(config: TransformerConfig, shape: Shape, half: bool, gpu: bool, recompute: bool = False) -> int:
     """Bytes that a forward pass keeps for the backward pass, the logits aside; with `recompute` of each layer its input
     alone, and all of the one layer that is being computed again.
 
@@ -134,11 +132,10 @@ def activation_bytes(
     """
     small = 2 if half else 4
     total = 0
-    for layers, *lengths in shape.stacks(config):
-        if recompute and layers:
-            total += shape.rows * (layers - 1) * lengths[0] * 4 * config.d_model
-            layers = 1
-        total += _stack_bytes(config, shape.rows, layers, *lengths, half, gpu)
+    for layers, length, memory in shape.stacks(config):
+        inputs = layers - 1 if recompute and layers else 0
+        total += shape.rows * inputs * length * 4 * config.d_model
+        total += _stack_bytes(config, shape.rows, layers - inputs, length, memory, half, gpu)
     if config.embeddings == "characters":
         total += small * _distinct(config, shape) * _character_sizes(config)[2]
     return total + shape.predicted * config.d_model * (small + (small + 8 if config.output_transform else 0))

@@ -6,17 +6,19 @@ from torch.nn import functional
 
 from lightning_modules.batching import NO_SPAN, Batch
 from lightning_modules.model_folder import Model
-from lightning_modules.transformer.heads import SpanReader
+from lightning_modules.transformer.heads import Classifier, SpanReader
 from lightning_modules.transformer.model import Decoder, Encoder, shift_right
 
 
 def batch_loss(model: Model, batch: Batch, label_smoothing: float) -> tuple[Tensor, Tensor]:
     """(Sum of the cross-entropies in nats, number of predictions), both without a gradient-averaging factor."""
     target_BT = batch.target_BT
-    if isinstance(model, SpanReader):
-        score_B2S = model(batch.source_BS, batch.real_BS)
+    if isinstance(model, SpanReader | Classifier):
+        # (B, 2, S) of columns, or (B, classes). Columns are not smoothed: padding has a score of -∞ among them.
+        score_NC = model(batch.source_BS, batch.real_BS).float().flatten(0, -2)
+        smoothing = label_smoothing if isinstance(model, Classifier) else 0.0
         loss = functional.cross_entropy(
-            score_B2S.float().flatten(0, 1), target_BT.flatten(), reduction="sum", ignore_index=NO_SPAN
+            score_NC, target_BT.flatten(), reduction="sum", ignore_index=NO_SPAN, label_smoothing=smoothing
         )
         return loss, (target_BT != NO_SPAN).sum()
     hidden_BTD = _hidden(model, batch)

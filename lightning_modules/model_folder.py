@@ -14,10 +14,11 @@ from tokenizers import Tokenizer
 
 from lightning_modules.errors import PipelineError
 from lightning_modules.transformer.config import TransformerConfig
-from lightning_modules.transformer.heads import SpanReader
+from lightning_modules.transformer.heads import Classifier, SpanReader
+from lightning_modules.transformer.lora import merged_state
 from lightning_modules.transformer.model import Decoder, Encoder, EncoderDecoder, make_model
 
-Model = Encoder | Decoder | EncoderDecoder | SpanReader
+Model = Encoder | Decoder | EncoderDecoder | SpanReader | Classifier
 
 
 def sha256(path: Path) -> str:
@@ -25,20 +26,26 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def save_model(folder: Path, model: Model, tokenizer_file: Path, limits: dict[str, int]) -> None:
-    """Writes model.safetensors, config.json and tokenizer.json.
+def save_model(
+    folder: Path, model: Model, tokenizer_file: Path, limits: dict[str, Any], usage: dict[str, Any] | None = None
+) -> None:
+    """Writes model.safetensors, config.json and tokenizer.json; low-rank updates are merged into their weights.
 
-    `limits` holds `max_source_tokens` and `max_target_tokens` of the task; empty after pre-training.
+    `limits` and `usage` say how a task uses the model (`lightning_modules.text_to_text` reads them); after pre-training
+    there are none.
     """
     save_file(
-        {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}, folder / "model.safetensors"
+        {name: tensor.contiguous().cpu() for name, tensor in merged_state(model).items()}, folder / "model.safetensors"
     )
     config = {
         "transformer": asdict(model.config),
         "reads_spans": isinstance(model, SpanReader),
         "tokenizer_sha256": sha256(tokenizer_file),
         "limits": limits,
+        **(usage or {}),
     }
+    if isinstance(model, Classifier):
+        config["labels"] = model.labels
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     shutil.copyfile(tokenizer_file, folder / "tokenizer.json")
 
@@ -62,6 +69,8 @@ def load_model(folder: Path, dropout: float = 0.0) -> Model:
         model: Model = make_model(replace(TransformerConfig(**config["transformer"]), dropout=dropout))
         if config["reads_spans"] and isinstance(model, Encoder):
             model = SpanReader(model)
+        elif "labels" in config and isinstance(model, Encoder):
+            model = Classifier(model, config["labels"])
         model.load_state_dict(load_file(folder / "model.safetensors"))
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
         problem = " ".join(str(error).split())

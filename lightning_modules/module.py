@@ -1,5 +1,6 @@
 """The one LightningModule: pre-training and fine-tuning differ in objective and data only."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,11 @@ class TransformerModule(pl.LightningModule):
     depend on how records fall into ranks.
     """
 
-    def __init__(self, model: Model, recipe: Recipe) -> None:
+    def __init__(self, model: Model, recipe: Recipe, score: Callable[[Model], float] | None = None) -> None:
+        """`score` judges the weights at each validation, the higher the better; without it the loss does.
+
+        Every rank calls it, so that none waits for another: it must give the same on all.
+        """
         super().__init__()
         self.model, self.recipe = model, recipe
         self.train_loss = torch.zeros(())  # nats per target token of the last step, this rank's share of the sum
@@ -45,6 +50,7 @@ class TransformerModule(pl.LightningModule):
         self.average: MovingAverage | None = None
         self.weights = "raw"  # or what else the model's weights are now
         self.validation_losses: dict[str, float] = {}  # of the last validation, by weights: raw (or what they are), ema
+        self.score, self.validation_scores = score, dict[str, float]()  # these by weights, too
         self._restored: dict[str, Tensor] | None = None
         self._validation = torch.zeros(2, 2)
 
@@ -118,6 +124,16 @@ class TransformerModule(pl.LightningModule):
         """Sets `validation_losses`: nats per target token over the whole validation set and all ranks."""
         raw, ema = ((nats / tokens).item() for nats, tokens in self._sum_over_ranks(self._validation))
         self.validation_losses = {self.weights: raw} | ({} if self.average is None else {"ema": ema})
+        if self.score is not None:
+            self.validation_scores = {self.weights: self.score(self.model)}
+            if self.average is not None:
+                with self.average.in_place():
+                    self.validation_scores["ema"] = self.score(self.model)
+
+    @property
+    def faults(self) -> dict[str, float]:
+        """Of the last validation, what the best weights have the least of: the losses, or the scores with a minus."""
+        return {weights: -score for weights, score in self.validation_scores.items()} or self.validation_losses
 
     def configure_optimizers(self) -> Any:
         """The optimiser, its learning rate set anew each step by the schedule."""

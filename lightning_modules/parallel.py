@@ -24,7 +24,7 @@ from lightning_modules.errors import PipelineError
 from lightning_modules.model_folder import Model
 from lightning_modules.tensor_parallel import group_of, require_divisible, split_model, splits
 from lightning_modules.transformer.config import TransformerConfig
-from lightning_modules.transformer.heads import SpanReader
+from lightning_modules.transformer.heads import Classifier, SpanReader
 from lightning_modules.transformer.layers import Block
 
 SHARDED = ("fsdp", "tensor_parallel")
@@ -63,7 +63,7 @@ class Sharded(ModelParallelStrategy):
         for part in [*(module for module in model.modules() if isinstance(module, Block)), model]:
             # The root too is given up after use: whoever changes weights between steps changes the shards alone.
             fully_shard(part, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
-        if not isinstance(model, SpanReader):  # which does all in its `forward`
+        if not isinstance(model, SpanReader | Classifier):  # which do all in its `forward`
             register_fsdp_forward_method(model, "logits")
             register_fsdp_forward_method(model, "cross_entropy")
 

@@ -95,10 +95,14 @@ class Telling(pl.Callback):
             self._tell(trainer, pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Adds the validation loss, of the weights as they are and averaged."""
+        """Adds the validation loss, of the weights as they are and averaged, and their scores where they have one."""
         assert isinstance(pl_module, TransformerModule)
         losses = pl_module.validation_losses
-        row = {"validation_loss" if name == "raw" else f"validation_loss_{name}": loss for name, loss in losses.items()}
+        row = {
+            f"validation_{what}{'' if name == 'raw' else f'_{name}'}": value
+            for what, values in (("loss", losses), ("score", pl_module.validation_scores))
+            for name, value in values.items()
+        }
         self._add(row | _bits_per_byte(trainer, "validation", min(losses.values())), trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

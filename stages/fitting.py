@@ -91,7 +91,8 @@ def _try(
         f"{'compiled' if choice.compiled else 'not compiled'}: {choice.compile_reason}",
         flush=True,
     )
-    module, data = TransformerModule(trained, job.recipe), TextDataModule(Skipping(train, left_out(folder)), validation)
+    module = TransformerModule(trained, job.recipe, job.score)
+    data = TextDataModule(Skipping(train, left_out(folder)), validation)
     trainer.fit(module, data, ckpt_path=start, weights_only=True)
     if stop.stopped:
         raise Interrupted(f"checkpoint of step {trainer.global_step} saved; the same command goes on from there")

@@ -21,7 +21,7 @@ from lightning_modules.objectives import Denoising, Mixture, Objective, make_obj
 from lightning_modules.text_rows import TextRows
 from lightning_modules.token_store import TokenStore
 from lightning_modules.transformer.config import TransformerConfig
-from lightning_modules.transformer.heads import SpanReader
+from lightning_modules.transformer.heads import Classifier, SpanReader
 from lightning_modules.transformer.model import Decoder, Encoder, EncoderDecoder, count_parameters
 from stages.console import run_stage, stage_parser
 from stages.outputs import whole_directory
@@ -110,8 +110,8 @@ def materials(params: Params) -> tuple[Model, TextRows, TextRows]:
 
 def _started_model(start: StartFrom, dropout: float) -> Encoder | Decoder | EncoderDecoder:
     model = load_model(checked_folder(start), dropout)
-    if isinstance(model, SpanReader):
-        raise PipelineError(f"model.start_from: {start.path} was fine-tuned to point at answers: start from another")
+    if isinstance(model, SpanReader | Classifier):
+        raise PipelineError(f"model.start_from: {start.path} was fine-tuned, and writes nothing: start from another")
     return model
 
 

@@ -16,6 +16,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lightning_modules.errors import PipelineError
+
 SPLITS = ("train", "validation", "test")
 KEYS = ("id", "group", "origin")
 ROW_GROUP = 4096  # records: what one worker reads at a time
@@ -108,6 +110,21 @@ def write_splits(
         for writer in writers.values():
             writer.close()
     return kept
+
+
+def read_split(folder: Path, split: str, most: int) -> list[dict[str, str]]:
+    """The first `most` records of a split (0: all): sorted by a hash of their content, they are a random choice.
+
+    Raises PipelineError where there are none.
+    """
+    path = folder / f"{split}.parquet"
+    try:
+        records: list[dict[str, str]] = pq.read_table(path).to_pylist()
+    except OSError as error:
+        raise PipelineError(f"{path} cannot be read ({error}): run the prepare stage again") from error
+    if not records:
+        raise PipelineError(f"{path} holds no record: give the task more data, or raise prepare.{split}_share")
+    return records[:most] if most else records
 
 
 class _SplitWriter:

@@ -1,12 +1,15 @@
 """Turn texts into memory-mapped token ids: data/prepared → data/tokens.
 
-Every purpose and split becomes a token store, for a task two: its source and its target texts. One worker a core reads
-a row group at a time and sends its ids back; shards have a fixed number of documents, so the result is the same with
-any number of workers. Millions of characters a second and core; memory of a few row groups.
+Every purpose and split becomes a token store, for a task two: its source and its target texts. Where an answer stands
+in its source a third, `place`, says where, for models that point at it; where texts have classes `class` numbers them,
+and labels.json names those that the training split has. One worker a core reads a row group at a time and sends its ids
+back; shards have a fixed number of documents, so the result is the same with any number of workers. Millions of
+characters a second and core, places a third of that; memory of a few row groups.
 """
 
 import argparse
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -25,6 +28,7 @@ from tqdm import tqdm
 
 from lightning_modules.errors import PipelineError
 from lightning_modules.token_store import StoreMeta, token_dtype, write_meta, write_shard
+from lightning_modules.windows import Offsets, context_begin, covering, tokens_before
 from stages.console import progress, run_stage, stage_parser
 from stages.encoding import Encoder
 from stages.outputs import whole_directory
@@ -34,18 +38,21 @@ from stages.splits import SPLITS
 from stages.tasks import TASKS, Record
 
 SHARD_DOCUMENTS = 1 << 20  # an open store holds two files a shard open: few and large
+NUMBERS = {"span": "place", "class": "class"}  # by the kind of a task: its store of numbers that are no tokens
+_ANY_NUMBER = 2**32
 Ids = npt.NDArray[np.uint32]
 
 
 @dataclass(frozen=True)
 class GroupJob:
-    """One row group of a prepared parquet file; `side` is "" for pre-training, else "source" or "target"."""
+    """One row group of a prepared parquet file; `side` is "" for pre-training, else the name of a task's store."""
 
     texts: Path
     row_group: int
     purpose: str
     side: str
     tokenizer: Path
+    labels: tuple[str, ...] = ()  # of the classes, by number
 
 
 @dataclass(frozen=True)
@@ -58,14 +65,15 @@ class Tokens:
 
 
 def tokenize(prepared: Path, tokenizer: Path, output: Path, workers: int) -> dict[str, int]:
-    """Writes a store for every purpose, split and side below `output`; returns {store: tokens}.
+    """Writes a store for every purpose, split and side below `output`; returns {store of texts: tokens}.
 
     Raises PipelineError where the prepared texts or the tokenizer cannot be read; nothing is written then.
     """
     vocab_size = _load(tokenizer).entries
     sha256 = hashlib.sha256(tokenizer.read_bytes()).hexdigest()
     stores = list(_stores(prepared))
-    jobs = [job for store in stores for job in _jobs(*store, tokenizer)]
+    labels = {purpose: _labels(prepared, purpose) for _, purpose, side in stores if side == NUMBERS["class"]}
+    jobs = [job for store in stores for job in _jobs(*store, tokenizer, labels.get(store[1], ()))]
     groups = Counter((job.texts, job.side) for job in jobs)
     totals: dict[str, int] = {}
     bar: tqdm[Any]
@@ -77,7 +85,20 @@ def tokenize(prepared: Path, tokenizer: Path, output: Path, workers: int) -> dic
         for texts, purpose, side in stores:
             store = Path(purpose, texts.stem, side)
             tokens = islice(results, groups[texts, side])
-            totals[store.as_posix()] = _write_store(folder / store, tokens, vocab_size, sha256)
+            of_texts = side not in NUMBERS.values()
+            meta = _write_store(folder / store, tokens, vocab_size if of_texts else _ANY_NUMBER, sha256)
+            if of_texts:
+                totals[store.as_posix()] = meta.tokens
+            elif side == NUMBERS["class"] and meta.tokens < meta.documents:
+                unknown = meta.documents - meta.tokens
+                print(
+                    f"{purpose}: {unknown} of {meta.documents} records of {texts.stem} have labels that no training "
+                    "record has: a model that chooses among those of training gets them wrong"
+                )
+        for purpose, names in labels.items():
+            (folder / purpose / "labels.json").write_text(
+                json.dumps(names, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
     return totals
 
 
@@ -87,31 +108,56 @@ def _stores(prepared: Path) -> Iterator[tuple[Path, str, str]]:
     if PRETRAINING not in purposes:
         raise PipelineError(f"{prepared / PRETRAINING} is not there: run the prepare stage first")
     for purpose in purposes:
+        numbers = [NUMBERS[TASKS[purpose].kind]] if purpose in TASKS and TASKS[purpose].kind in NUMBERS else []
         for split in SPLITS:
-            for side in ("",) if purpose == PRETRAINING else ("source", "target"):
+            for side in ("",) if purpose == PRETRAINING else ("source", "target", *numbers):
                 yield prepared / purpose / f"{split}.parquet", purpose, side
 
 
-def _jobs(texts: Path, purpose: str, side: str, tokenizer: Path) -> list[GroupJob]:
+def _labels(prepared: Path, purpose: str) -> tuple[str, ...]:
+    """All labels of the training split, sorted."""
+    try:
+        with pq.ParquetFile(prepared / purpose / f"{SPLITS[0]}.parquet") as file:
+            found = {TASKS[purpose].target_text(row) for batch in file.iter_batches() for row in batch.to_pylist()}
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(prepared / purpose / f"{SPLITS[0]}.parquet", error) from None
+    return tuple(sorted(found))
+
+
+def _jobs(texts: Path, purpose: str, side: str, tokenizer: Path, labels: tuple[str, ...]) -> list[GroupJob]:
     try:
         row_groups = pq.read_metadata(texts).num_row_groups
     except (OSError, pa.ArrowException) as error:
-        raise PipelineError(f"{texts} cannot be read ({error}): run the prepare stage again") from None
-    return [GroupJob(texts, number, purpose, side, tokenizer) for number in range(row_groups)]
+        raise _unreadable(texts, error) from None
+    return [GroupJob(texts, number, purpose, side, tokenizer, labels) for number in range(row_groups)]
+
+
+def _unreadable(texts: Path, error: Exception) -> PipelineError:
+    return PipelineError(f"{texts} cannot be read ({error}): run the prepare stage again")
 
 
 @lru_cache(maxsize=1)
 def _load(path: Path) -> Encoder:
+    return Encoder(_tokenizer(path))
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(path: Path) -> Tokenizer:
     try:
-        return Encoder(Tokenizer.from_file(str(path)))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain Exception
         raise PipelineError(f"{path} cannot be read ({error}): run the tokenizer stage first") from None
+    tokenizer.encode_special_tokens = True  # a text that holds "</s>" means these letters, not the token
+    return tokenizer
 
 
 def encode_group(job: GroupJob) -> Tokens:
     """Encodes one row group, without special tokens."""
     with pq.ParquetFile(job.texts) as file:
         records = file.read_row_group(job.row_group).to_pylist()
+    if job.side in NUMBERS.values():
+        rows = _places(records, job) if job.side == NUMBERS["span"] else _classes(records, job)
+        return Tokens(np.fromiter(chain.from_iterable(rows), np.uint32), list(map(len, rows)), 0)
     text_of = _text_of(job.purpose, job.side)
     texts = [text_of(record) for record in records]
     ids, lengths = _load(job.tokenizer).encode(texts)
@@ -125,8 +171,54 @@ def _text_of(purpose: str, side: str) -> Callable[[Record], str]:
     return TASKS[purpose].source_text if side == "source" else TASKS[purpose].target_text
 
 
-def _write_store(folder: Path, groups: Iterator[Tokens], vocab_size: int, tokenizer_sha256: str) -> int:
-    """Writes the groups' documents as shards of SHARD_DOCUMENTS; returns the number of tokens."""
+def _places(records: list[Record], job: GroupJob) -> list[list[int]]:
+    """Of each record the tokens before the context, the answer's first, its last (`text_pairs.SpanPairs`)."""
+    task = TASKS[job.purpose]
+    sources = [task.source_text(record) for record in records]
+    encodings = _tokenizer(job.tokenizer).encode_batch(sources, add_special_tokens=False)
+    starts = [record.get("answer_start") or "" for record in records]
+    answers = [task.target_text(record) for record in records]
+    rows = zip(sources, answers, starts, encodings, strict=True)
+    return [place(source, answer, start, encoding.offsets) for source, answer, start, encoding in rows]
+
+
+def place(source: str, answer: str, start: str, offsets: Offsets) -> list[int]:
+    """Where an answer stands: the tokens before the context, the answer's first and last token.
+
+    `start` is the answer's first character in the context, if the data says so; else its first place counts, as a word
+    of its own if there is such a one. Without an answer there is the first number alone; none where it is not there.
+    """
+    begin = context_begin(source)
+    context = tokens_before(offsets, begin)
+    if not answer:
+        return [context]
+    said = begin + int(start) if start.isdecimal() else -1
+    if said < 0 or not source.startswith(answer, said):
+        said = _first_place(source, answer, begin)
+    if said < 0:
+        return []
+    first, last = covering(offsets, said, said + len(answer))
+    return [context, first, last] if first <= last else []
+
+
+def _first_place(source: str, answer: str, begin: int) -> int:
+    """From `begin` on: the first place where no letter or digit touches it, else the first; -1 if there is none."""
+    at = first = source.find(answer, begin)
+    while at >= 0:
+        if not (source[at - 1 : at].isalnum() or source[at + len(answer) : at + len(answer) + 1].isalnum()):
+            return at
+        at = source.find(answer, at + 1)
+    return first
+
+
+def _classes(records: list[Record], job: GroupJob) -> list[list[int]]:
+    numbers = {label: number for number, label in enumerate(job.labels)}
+    found = (numbers.get(TASKS[job.purpose].target_text(record)) for record in records)
+    return [[] if number is None else [number] for number in found]
+
+
+def _write_store(folder: Path, groups: Iterator[Tokens], vocab_size: int, tokenizer_sha256: str) -> StoreMeta:
+    """Writes the groups' documents as shards of SHARD_DOCUMENTS."""
     folder.mkdir(parents=True)
     dtype, utf8_bytes = token_dtype(vocab_size), 0
 
@@ -144,7 +236,7 @@ def _write_store(folder: Path, groups: Iterator[Tokens], vocab_size: int, tokeni
         shards, total_documents, total_tokens = shards + 1, total_documents + written, total_tokens + tokens
     meta = StoreMeta(dtype, vocab_size, tokenizer_sha256, shards, total_documents, total_tokens, utf8_bytes)
     write_meta(folder, meta)
-    return total_tokens
+    return meta
 
 
 def main(_: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -39,6 +40,9 @@ CURVE_COLUMNS = (
     "validation_loss",
     "validation_loss_ema",
     "validation_loss_mean",
+    "validation_score",
+    "validation_score_ema",
+    "validation_score_mean",
     "train_bits_per_byte",
     "validation_bits_per_byte",
     "gradient_norm",
@@ -77,8 +81,18 @@ def first_model(params: Params, tokenizer: Tokenizer, config: TransformerConfig)
     return model
 
 
-def run_training(job: Job, model: Model, train: Batches, validation: Batches, sample: Callable[[], str]) -> None:
+def run_training(
+    job: Job,
+    model: Model,
+    train: Batches,
+    validation: Batches,
+    sample: Callable[[], str],
+    usage: Callable[[], dict[str, Any]] = dict,
+) -> None:
     """Trains `model` and writes its folder; `sample()` describes what the trained model does, for the eye.
+
+    `usage()` is asked before the folder is written, with the best weights in `model`: what config.json is to say of how
+    the model is used.
 
     Raises Interrupted when asked to stop: a checkpoint is saved and the same command goes on from there.
     """
@@ -102,6 +116,7 @@ def run_training(job: Job, model: Model, train: Batches, validation: Batches, sa
             "steps": job.recipe.steps,
             "best_step": checkpoints.best_step,
             "validation_loss": checkpoints.best_loss,  # nats per target token
+            **({} if job.score is None else {"validation_score": -checkpoints.least_fault}),
             "weights": checkpoints.best_weights,  # raw, ema or mean (of the last checkpoints): which of them were best
             "parameters": count_parameters(model),
             **telling.counts,
@@ -117,8 +132,9 @@ def run_training(job: Job, model: Model, train: Batches, validation: Batches, sa
             "cut": job.cut,
             "mlflow_run_id": run.run_id,
         }
+        how = usage()
         with whole_directory(job.output) as folder:
-            save_model(folder, model, job.tokenizer_file, job.limits)
+            save_model(folder, model, job.tokenizer_file, job.limits, how)
             (folder / "training.json").write_text(json.dumps(training, indent=2) + "\n")
             write_curve(folder / "curve.csv", telling.rows)
         model.eval()

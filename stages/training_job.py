@@ -6,11 +6,13 @@ parameter or text never resumes another run.
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lightning_modules.model_folder import Model
 from lightning_modules.module import Recipe
 from stages.params_schema import Training
 
@@ -33,10 +35,11 @@ class Job:
     settings: dict[str, Any]  # the parameters that decide the result
     tokens: Path  # the token stores that it reads
     inputs: list[Path]  # these, the tokenizer, the model that it starts from
-    limits: dict[str, int]  # longest source and target of a task
+    limits: dict[str, Any]  # longest source and target of a task, and which end of a source is kept
     tokenizer_file: Path
     cut: dict[str, int]  # training texts longer than the limits
     same_shapes: bool  # whether all its batches look alike
+    score: Callable[[Model], float] | None = None  # by which validations choose the best weights; None: by the loss
 
     @cached_property
     def checkpoints(self) -> Path:

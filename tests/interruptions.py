@@ -58,6 +58,7 @@ class Plan:
     accumulate: int = 1
     ema_decay: float = 0.0
     average: int = 0
+    score: Callable[[Model], float] | None = None
     changes: dict[str, Any] = field(default_factory=dict)  # of the model's configuration
 
 
@@ -89,7 +90,7 @@ def train(plan: Plan, folder: Path, *before: pl.Callback, after: tuple[pl.Callba
     callbacks = [*before, telling, checkpoints, stop, *after]
     trainer = tiny.trainer(plan.steps, plan.validate_every, 1.0, callbacks, plan.accumulate)
     settings = {"steps": plan.steps, "learning_rate": plan.learning_rate, "ema_decay": plan.ema_decay}
-    module = TransformerModule(model, recipe(**settings))
+    module = TransformerModule(model, recipe(**settings), plan.score)
     data = TextDataModule(plan.split, plan.split)
     trainer.fit(module, data, ckpt_path=newest_checkpoint(folder), weights_only=True)
     if not stop.stopped and not telling.validated(trainer.global_step):

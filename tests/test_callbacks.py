@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from tiny import pairs_split, rows_split
 
 from lightning_modules.callbacks import newest_checkpoint
+from lightning_modules.model_folder import Model
 
 # Saving and validating at the same steps, at different ones, and at the very last.
 PLANS = {
@@ -199,6 +200,32 @@ def test_the_mean_of_the_last_checkpoints_is_kept_where_it_is_the_best(tmp_path:
     assert result.best_weights == ("mean" if best[1].endswith("mean") else "raw")
     if result.best_weights == "mean":
         assert all(torch.equal(result.best[name], result.weights[name]) for name in result.best)
+
+
+def sparseness(model: Model) -> float:
+    """A score that has nothing to do with the loss: minus the mean size of a weight, which grows as it learns."""
+    return -float(model.embedding.weight_VD.abs().mean())
+
+
+def test_the_best_weights_are_those_of_the_best_score_where_there_is_one_killed_or_not(tmp_path: Path) -> None:
+    plan = plan_of("averaged", tmp_path)
+    plan.score = sparseness
+    expected = train(plan, tmp_path / "whole", Moments())
+    scores = {(row["step"], name): row[name] for row in expected.curve for name in row if "validation_score" in name}
+    losses = {(row["step"], name): row[name] for row in expected.curve for name in row if "validation_loss" in name}
+    assert {name for _, name in scores} == {f"validation_score{end}" for end in ("", "_ema", "_mean")}
+    step, name = max(scores, key=scores.__getitem__)
+    assert (step, name) != min(losses, key=losses.__getitem__)
+    assert (expected.best_step, expected.best_weights) == (
+        step,
+        name.removeprefix("validation_score").removeprefix("_") or "raw",
+    )
+    assert expected.best_loss == losses[step, name.replace("score", "loss")]
+    assert -float(expected.best["embedding.weight_VD"].abs().mean()) == scores[step, name]
+    for at in range(5, expected.moments + 1, 7):
+        with pytest.raises(Killed):
+            train(plan, tmp_path / f"killed-{at}", Moments(at, raise_killed))
+        assert_same(train(plan, tmp_path / f"killed-{at}"), expected)
 
 
 def unlearning(root: Path, patience: int) -> Plan:

@@ -44,7 +44,7 @@ def test_first_and_last_have_scores_of_their_own_and_learn() -> None:
 @pytest.mark.parametrize("positions", ["sinusoidal", "learned", "relative"])
 def test_a_class_comes_from_the_mean_of_the_real_tokens(positions: str) -> None:
     torch.manual_seed(0)
-    classifier = Classifier(model(architecture="encoder", positions=positions), 5).eval()
+    classifier = Classifier(model(architecture="encoder", positions=positions), "abcde").eval()
     scores = classifier(SOURCE, REAL)
     assert scores.shape == (3, 5)
     for row, length in enumerate((6, 3, 1)):

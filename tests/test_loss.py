@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from lightning_modules.batching import NO_SPAN, Batch, make_batch
 from lightning_modules.loss import batch_loss
+from lightning_modules.transformer.heads import Classifier
 
 SOURCES, TARGETS = [9, 4, 1], [3, 7, 1]
 SHAPES: dict[str, dict[str, Any]] = {
@@ -111,6 +112,24 @@ def test_a_span_has_the_cross_entropy_of_its_first_and_of_its_last_column(positi
         torch.testing.assert_close(one, other, atol=2e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_class_has_the_cross_entropy_of_its_score_among_all(smoothing: float) -> None:
+    ours, classes = Classifier(model(architecture="encoder"), "abcd").eval(), [2, NO_SPAN, 0]
+    torch.nn.init.normal_(ours.classes.weight)
+    source_BS, _ = batch(1, SOURCES, [1, 1, 1])
+    made = make_batch(source_BS.numpy(), np.array(classes)[:, None], ours.config)
+    loss, predictions = batch_loss(ours, made, smoothing)
+    expected = torch.zeros(())
+    for source_S, length, number in zip(source_BS, SOURCES, classes, strict=True):
+        if number != NO_SPAN:
+            shares = ours(source_S[None, :length])[0].log_softmax(-1)
+            expected = expected - (1 - smoothing) * shares[number] - smoothing * shares.mean()
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-4)
+    assert int(predictions) == 2
+    for one, other in zip(gradients(ours, loss), gradients(ours, expected), strict=True):
+        torch.testing.assert_close(one, other, atol=2e-4, rtol=1e-3)
+
+
 @pytest.mark.parametrize("architecture", ["encoder", "decoder", "encoder_decoder", "reader"])
 def test_it_is_reckoned_in_float32_where_the_model_is_not(architecture: str) -> None:
     ours = (reader() if architecture == "reader" else model(architecture=architecture)).bfloat16()
@@ -158,12 +177,17 @@ def test_documents_packed_into_a_row_have_the_loss_of_each_by_itself(architectur
     assert not torch.isclose(batch_loss(ours, made._replace(documents=None), 0.1)[0], loss, rtol=1e-4)
 
 
-@pytest.mark.parametrize("architecture", ["encoder", "decoder", "encoder_decoder", "reader"])
+@pytest.mark.parametrize("architecture", ["encoder", "decoder", "encoder_decoder", "reader", "classifier"])
 def test_a_batch_in_which_nothing_counts_has_a_loss_and_gradients_of_zero(architecture: str) -> None:
     """A rank without a record of its own takes part in the step with one that does not count."""
-    ours = reader() if architecture == "reader" else model(architecture=architecture)
+    if architecture == "classifier":
+        ours: Any = Classifier(model(architecture="encoder"), "abc")
+    else:
+        ours = reader() if architecture == "reader" else model(architecture=architecture)
     made = batch_for(ours, 1, [6, 4], [6, 4])
-    nothing = torch.full((2, 2), NO_SPAN) if architecture == "reader" else torch.zeros_like(made.target_BT)
+    nothing = {"reader": torch.full((2, 2), NO_SPAN), "classifier": torch.full((2, 1), NO_SPAN)}.get(
+        architecture, torch.zeros_like(made.target_BT)
+    )
     loss, tokens = batch_loss(ours, made._replace(target_BT=nothing), 0.0)
     assert loss.item() == int(tokens) == 0
     loss.backward()

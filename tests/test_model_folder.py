@@ -22,7 +22,7 @@ from lightning_modules.model_folder import (
     sha256,
     special_id,
 )
-from lightning_modules.transformer.heads import SpanReader
+from lightning_modules.transformer.heads import Classifier, SpanReader
 from lightning_modules.vocabulary import token_bytes
 
 LIMITS = {"max_source_tokens": 30, "max_target_tokens": 20}
@@ -72,6 +72,26 @@ def test_a_span_reader_comes_back_as_one(tmp_path: Path) -> None:
     assert isinstance(loaded, SpanReader)
     source_BS, _ = batch(0, [7], [5])
     assert torch.equal(original(source_BS), loaded(source_BS))
+
+
+def test_a_classifier_comes_back_with_its_labels(tmp_path: Path) -> None:
+    original = Classifier(model(architecture="encoder"), ["no", "ja", "はい"]).eval()
+    folder = saved(tmp_path, original)
+    assert read_config(folder)["labels"] == ["no", "ja", "はい"]
+    loaded = load_model(folder).eval()
+    assert isinstance(loaded, Classifier)
+    assert loaded.labels == original.labels
+    source_BS, _ = batch(0, [7], [5])
+    assert torch.equal(original(source_BS), loaded(source_BS))
+
+
+def test_how_a_model_is_used_stands_beside_what_it_is(tmp_path: Path) -> None:
+    before = read_config(saved(tmp_path))
+    tokenizer_file = write_tokenizer(tmp_path / "tokenizer")
+    (folder := tmp_path / "two").mkdir()
+    save_model(folder, model(0, dropout=0.3), tokenizer_file, LIMITS, {"threshold": 0.5})
+    assert read_config(folder) == before | {"threshold": 0.5}
+    load_model(folder)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -144,6 +164,11 @@ def _broken_json(folder: Path) -> None:
     (folder / "config.json").write_text('{"transformer": ')
 
 
+def _labelled(folder: Path) -> None:
+    save_model(folder, Classifier(model(architecture="encoder"), "abc"), folder.parent / "tokenizer/tokenizer.json", {})
+    _config(lambda values: values.update(labels=["a", "b"]))(folder)
+
+
 DAMAGES = {
     "another tokenizer": (_another_tokenizer, "not the tokenizer"),
     "cut weights": (_cut_weights, "model.safetensors"),
@@ -165,6 +190,7 @@ DAMAGES = {
         "config.json",
     ),  # type: ignore[attr-defined]
     "no word of spans": (_config(lambda values: values.pop("reads_spans")), "config.json"),
+    "labels of no class": (_labelled, "classes.weight"),
     "impossible heads": (_config(lambda values: values["transformer"].update(heads=5)), "config.json"),  # type: ignore[attr-defined]
 }
 

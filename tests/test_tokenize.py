@@ -1,6 +1,7 @@
 """Tokenizing: stores that hold each record's ids in order, the same whatever the workers and the shards."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ from lightning_modules.errors import PipelineError
 from lightning_modules.token_store import TokenStore
 from stages.splits import SPLITS
 from stages.tasks import TASKS
-from stages.tokenize import tokenize
+from stages.tokenize import place, tokenize
 from stages.tokenizer import train_tokenizer
 
 TEXTS = [f"service number {n} returns </s> a <extra_id_0> list of Geräte {'x' * (n % 5)}" for n in range(230)]
@@ -62,6 +63,71 @@ def test_each_store_holds_its_texts_in_order(prepared: Path, tokenizer: Path, tm
             side_store = TokenStore(tmp_path / "tokens" / task / "validation" / side)
             assert documents(side_store) == plain_encoding(tokenizer, [text_of(row) for row in rows])
     assert len(TokenStore(tmp_path / "tokens/pretraining/test")) == 0
+
+
+def write_split(prepared: Path, task: str, split: str, rows: list[dict[str, str]]) -> None:
+    pq.write_table(pa.Table.from_pylist(rows), prepared / task / f"{split}.parquet", row_group_size=7)
+
+
+def test_a_place_is_that_of_the_answers_characters(prepared: Path, tokenizer: Path, tmp_path: Path) -> None:
+    rows = []
+    for number, text in enumerate(TEXTS[:40]):
+        answer = ["number", f"{number}", "Geräte", "", "nowhere", "a"][number % 6]
+        start = str(text.find(answer)) if number % 2 and answer in text else ""
+        row = {"question": f"what, {number}?", "context": text, "answer": answer, "answer_start": start}
+        rows.append(row)
+    write_split(prepared, "question_answering", "train", rows)
+    tokenize(prepared, tokenizer, tmp_path / "tokens", workers=2)
+    folder, reference = tmp_path / "tokens/question_answering/train", Tokenizer.from_file(str(tokenizer))
+    sources, places = documents(TokenStore(folder / "source")), documents(TokenStore(folder / "place"))
+    for row, source, found in zip(rows, sources, places, strict=True):
+        if row["answer"] == "nowhere":
+            assert found == []
+            continue
+        assert reference.decode(source[: found[0]]).strip() == f"question: {row['question']} context:"
+        if row["answer"]:
+            context, first, last = found
+            assert row["answer"] in reference.decode(source[first : last + 1])
+            assert row["answer"] not in reference.decode(source[first + 1 : last + 1])
+            before = reference.decode(source[context:first]).strip()
+            assert row["context"].startswith(before)
+            assert len(before) <= row["context"].index(row["answer"])
+        else:
+            assert len(found) == 1
+
+
+def test_of_several_places_the_one_said_counts_else_the_first_that_is_a_word() -> None:
+    source = "question: q context: cat at a mat"
+    offsets = [(n, n + 1) for n in range(len(source))]
+    context = source.index("cat")
+    assert place(source, "at", "", offsets) == [context, context + 4, context + 5]
+    assert place(source, "at", "10", offsets) == [context, context + 10, context + 11]
+    assert place(source, "at", "2", offsets) == [context, context + 4, context + 5]  # it does not stand there
+    assert place(source, "ma", "", offsets) == [context, context + 9, context + 10]
+    assert place(source, "question", "", offsets) == []
+    assert place(source, "", "", offsets) == [context]
+
+
+def test_classes_are_numbered_and_unknown_ones_told(
+    prepared: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = ["rain", "Sun", "ä, b", "rain"]
+    train = [{"text": text, "label": labels[number % 4]} for number, text in enumerate(TEXTS[:30])]
+    write_split(prepared, "classification", "train", train)
+    test = [{"text": "a", "label": "rain"}, {"text": "b", "label": "hail"}, {"text": "c", "label": "ä, b"}]
+    write_split(prepared, "classification", "test", test)
+    write_split(prepared, "classification", "validation", train[:9])
+    tokenize(prepared, tokenizer, tmp_path / "tokens", workers=2)
+    folder = tmp_path / "tokens/classification"
+    names = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
+    assert names == ["Sun", "rain", "ä, b"]
+    assert [[names[n] for n in row] for row in documents(TokenStore(folder / "train/class"))] == [
+        [row["label"]] for row in train
+    ]
+    assert documents(TokenStore(folder / "test/class")) == [[1], [], [2]]
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("classification")]
+    assert len(told) == 1
+    assert "1 of 3 records of test" in told[0]
 
 
 def test_words_that_look_like_special_tokens_are_words(prepared: Path, tokenizer: Path, tmp_path: Path) -> None:

@@ -114,6 +114,8 @@ def write_data(root: Path, task: str = "translation") -> None:
         write_store(root / "data/tokens/pretraining" / split, ids, digest)
         write_store(root / "data/tokens" / task / split / "source", ids, digest)
         write_store(root / "data/tokens" / task / split / "target", [document[:5] for document in ids], digest)
+        places = [[0, 0, len(document[:5]) - 1] for document in ids]
+        write_store(root / "data/tokens" / task / split / "place", places, digest)
 
 
 def rows_split(
@@ -131,6 +133,7 @@ def pairs_split(folder: Path, seed: int = 1, **changes: Any) -> TextPairs:
     ids, made = encoded(sentences()[:40]), config(**changes)
     write_store(folder / "source", ids)
     write_store(folder / "target", [document[:6] for document in ids])
+    write_store(folder / "place", [[0, 0, len(document[:6]) - 1] for document in ids])
     return (SpanPairs if made.architecture == "encoder" else TextPairs)(folder, made, 600, 60, 20, seed)
 
 

@@ -30,7 +30,7 @@ from lightning_modules.interop.ctranslate2_spec import make_spec, refusals
 from lightning_modules.interop.folders import new_folder
 from lightning_modules.interop.samples import read_sample, sample_rows
 from lightning_modules.model_folder import load_model, load_tokenizer
-from lightning_modules.transformer.heads import SpanReader
+from lightning_modules.transformer.heads import Classifier, SpanReader
 from lightning_modules.transformer.model import Decoder, Encoder, EncoderDecoder
 
 Quantization = Literal["float32", "int8"]
@@ -42,8 +42,10 @@ def export(model_folder: Path, output: Path, quantization: Quantization = "float
     Raises PipelineError, and leaves nothing, where CTranslate2 has no counterpart of a part, or writes otherwise.
     """
     model, tokenizer = load_model(model_folder).eval(), load_tokenizer(model_folder)
-    if isinstance(model, SpanReader):
-        raise PipelineError(f"{model_folder} points at spans, which CTranslate2 cannot: export it to ONNX instead")
+    if isinstance(model, SpanReader | Classifier):
+        raise PipelineError(
+            f"{model_folder} writes nothing, and CTranslate2 is for models that do: export it to ONNX instead"
+        )
     reasons = refusals(model.config)
     if reasons:
         raise PipelineError(f"{model_folder} has no counterpart in CTranslate2: {'; '.join(reasons)}")

@@ -40,7 +40,11 @@ def card(
         "layers of the encoder": config.encoder_layers if config.architecture != "decoder" else 0,
         "layers of the decoder": config.decoder_layers if config.architecture != "encoder" else 0,
     }
-    bounds = {f"{name.replace('_', ' ')}, `{tokens['eos']}` included": value for name, value in limits.items()}
+    bounds = {
+        f"{name.replace('_', ' ')}, `{tokens['eos']}` included": limits[name]
+        for name in limits
+        if name.endswith("_tokens")
+    }
     bounds["longest sequence in training (`max_length`)"] = config.max_length
     facts = {name.replace("_", " "): value for name, value in training.items() if isinstance(value, int | float | str)}
     special = (

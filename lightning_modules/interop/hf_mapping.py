@@ -13,7 +13,7 @@ from lightning_modules.interop.hf_families import Family, check_readable, choose
 from lightning_modules.interop.hf_weights import to_ours, to_theirs
 from lightning_modules.model_folder import Model
 from lightning_modules.transformer.config import TransformerConfig
-from lightning_modules.transformer.heads import SpanReader
+from lightning_modules.transformer.heads import Classifier, SpanReader
 from lightning_modules.transformer.model import Decoder, Encoder, EncoderDecoder, make_model
 
 FAMILIES = [*hf_bart.FAMILIES, *hf_t5.FAMILIES, *hf_decoders.FAMILIES, *hf_bert.FAMILIES]
@@ -35,6 +35,8 @@ def to_hugging_face(model: Model) -> Any:
 
     if isinstance(model, SpanReader):
         raise PipelineError("reads_spans: a model that points at answers has no counterpart here; export its encoder")
+    if isinstance(model, Classifier):
+        raise PipelineError("labels: a model that names classes by a mean has no counterpart here; export its encoder")
     config = model.config
     family = family_of(config)
     ids = {"pad_token_id": config.pad_id, "bos_token_id": config.bos_id, "eos_token_id": config.eos_id}

@@ -27,7 +27,7 @@ from lightning_modules.interop.hf_published import open_published, with_padding
 from lightning_modules.interop.hf_tokenizer import write_tokenizer
 from lightning_modules.model_folder import load_model, load_tokenizer, read_config, save_model, sha256
 from lightning_modules.transformer.config import TransformerConfig
-from lightning_modules.transformer.heads import SpanReader
+from lightning_modules.transformer.heads import Classifier, SpanReader
 
 __all__ = ["export", "from_hugging_face", "import_model", "to_hugging_face"]
 
@@ -41,11 +41,11 @@ def export(model_folder: Path, output: Path) -> None:
     import transformers
 
     saved = read_config(model_folder)
-    limits: dict[str, int] = saved["limits"]
+    limits: dict[str, Any] = saved["limits"]
     model = load_model(model_folder, dropout=saved["transformer"]["dropout"]).eval()
     tokenizer = load_tokenizer(model_folder)
     theirs = to_hugging_face(model)
-    assert not isinstance(model, SpanReader)
+    assert not isinstance(model, SpanReader | Classifier)
     config, family = model.config, family_of(model.config)
     if tokenizer.get_vocab_size() > config.vocab_size:
         raise PipelineError(f"{model_folder}: the tokenizer has more entries than the model's vocab_size")
@@ -62,7 +62,7 @@ def export(model_folder: Path, output: Path) -> None:
     print(f"{output}: {family.model_class}, logits within {difference:.1e} of those of {model_folder}")
 
 
-def _generation(config: TransformerConfig, limits: dict[str, int]) -> dict[str, Any]:
+def _generation(config: TransformerConfig, limits: dict[str, Any]) -> dict[str, Any]:
     settings = {"bos_token_id": config.bos_id, "eos_token_id": config.eos_id, "pad_token_id": config.pad_id}
     longest = limits.get("max_target_tokens", config.max_length)
     if config.architecture == "encoder_decoder":
@@ -116,7 +116,7 @@ def import_model(source: str | Path, output: Path) -> None:
         save_model(folder, model, tokenizer_file, limits={})
         tokenizer_file.unlink()
         loaded = load_model(folder)
-        assert not isinstance(loaded, SpanReader)
+        assert not isinstance(loaded, SpanReader | Classifier)
         difference = require_parity(loaded, published.model, rows, f"{source} in our parts")
         digest = sha256(folder / "model.safetensors")
     name = type(published.model).__name__

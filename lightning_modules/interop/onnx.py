@@ -2,7 +2,8 @@
 
     python -m lightning_modules.interop.onnx models/translation exported/translation-onnx
 
-An encoder becomes model.onnx (input_ids, attention_mask → logits; one that points at spans: scores, (B, 2, L)), a
+An encoder becomes model.onnx (input_ids, attention_mask → logits; one that points at spans: scores, (B, 2, L); one
+that names classes: classes, their scores), a
 decoder model.onnx (input_ids, attention_mask → logits, all computed anew each time), an encoder–decoder encoder.onnx
 (input_ids, attention_mask → memory) and decoder.onnx (input_ids of the target, memory, attention_mask of the source →
 logits). Ids and masks (1 where a token is real, 0 at padding) are int64; batch and lengths are free. A decoder's
@@ -29,7 +30,7 @@ from lightning_modules.interop.folders import new_folder
 from lightning_modules.interop.samples import sample_rows
 from lightning_modules.model_folder import Model, load_model, load_tokenizer
 from lightning_modules.transformer.config import TransformerConfig
-from lightning_modules.transformer.heads import SpanReader
+from lightning_modules.transformer.heads import Classifier, SpanReader
 from lightning_modules.transformer.masks import Visibility
 from lightning_modules.transformer.model import Decoder, Encoder, EncoderDecoder, shift_right
 
@@ -41,16 +42,17 @@ _HIDDEN = -1e30  # a hidden score instead of -∞, of which a query that sees no
 
 
 class _Logits(nn.Module):
-    """An encoder or a decoder, from ids to logits; a span reader, to its scores."""
+    """An encoder or a decoder, from ids to logits; one with a head of its own, to its scores."""
 
-    def __init__(self, model: Encoder | Decoder | SpanReader) -> None:
+    def __init__(self, model: Encoder | Decoder | SpanReader | Classifier) -> None:
         super().__init__()
-        self.model, self.output = model, "scores" if isinstance(model, SpanReader) else "logits"
+        outputs = {SpanReader: "scores", Classifier: "classes"}
+        self.model, self.output = model, outputs.get(type(model), "logits")
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(B, L) each → (B, L, V), or (B, 2, L)."""
+        """(B, L) each → (B, L, V), (B, 2, L), or (B, classes)."""
         real_BL = attention_mask.bool()
-        if isinstance(self.model, SpanReader):
+        if isinstance(self.model, SpanReader | Classifier):
             return self.model(input_ids, real_BL)
         if isinstance(self.model, Decoder):  # whose forward takes a mask of the source alone
             return self.model.logits(self.model.decoder(self.model.embed(input_ids), real_BS=real_BL))
@@ -181,7 +183,8 @@ def _largest_difference(graph: Graph, cases: Sequence[tuple[Tensor, ...]], path:
         if graph.output == "scores":
             difference = difference.mT  # columns before the two scores, as elsewhere before the vocabulary
         real_BL = torch.ones_like(case[0]) if isinstance(graph, _Decode) else case[1]
-        largest.append(difference[real_BL.bool()].abs().max())
+        here = difference if graph.output == "classes" else difference[real_BL.bool()]
+        largest.append(here.abs().max())
     return float(torch.stack(largest).max())
 
 
