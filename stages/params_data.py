@@ -1,6 +1,6 @@
 """What `sources` and `data` in params.yaml may hold: where texts come from, and which reader makes what of them.
 
-A new reader is a class here, in `Entry`, and a function in `stages.prepare`. Import costs about 0.1 s.
+A new reader is a class here, in `Entry`, and a function in `stages.readers`. Import costs about 0.1 s.
 """
 
 from pathlib import Path
@@ -8,14 +8,15 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from stages.tasks import TASKS
+from stages.tasks import LANGUAGE, TASKS, language_tag
 
 PRETRAINING = "pretraining"  # the purpose that is not a task
 PRETRAINING_FIELDS = ("text",)
 
 Text = Annotated[str, Field(min_length=1)]
 SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]  # it names a folder and a DVC stage
-Language = Annotated[str, Field(pattern=r"^[A-Za-z]{2,3}([-_][A-Za-z0-9]+)*$")]
+Language = Annotated[str, Field(pattern=rf"^{LANGUAGE}$")]
+Turns = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
@@ -61,6 +62,22 @@ class DataEntry(Section):
 
     source: str
 
+    @property
+    def tag(self) -> str:
+        """What each source text begins with."""
+        return ""
+
+
+class TaggedEntry(DataEntry):
+    """Texts for one model that translates into several languages: `to` is the one that these are translated into."""
+
+    to: Language | None = None
+
+    @property
+    def tag(self) -> str:
+        """The target language."""
+        return language_tag(self.to) if self.to else ""
+
 
 class BotocoreDocuments(DataEntry):
     """A document for each operation or structure of a service."""
@@ -83,6 +100,13 @@ class BotocoreQuestions(DataEntry):
     reader: Literal["botocore_questions"]
 
 
+class BotocoreMethods(DataEntry):
+    """The documentation of an operation and the HTTP method that calls it."""
+
+    gives: ClassVar[tuple[str, ...]] = TASKS["classification"].fields
+    reader: Literal["botocore_methods"]
+
+
 class HomeAssistantStrings(DataEntry):
     """A document for each integration and language."""
 
@@ -98,6 +122,27 @@ class HomeAssistantPairs(DataEntry):
     reader: Literal["homeassistant_pairs"]
     from_: Annotated[Language, Field(alias="from")]
     to: Language
+    tagged: bool = False
+
+    @property
+    def tag(self) -> str:
+        """The target language, where asked for."""
+        return language_tag(self.to) if self.tagged else ""
+
+
+class ChitchatDialogues(DataEntry):
+    """A turn of a conversation, and before it the last `history` turns."""
+
+    gives: ClassVar[tuple[str, ...]] = TASKS["dialogue"].fields
+    reader: Literal["chitchat_dialogues"]
+    history: Turns
+
+
+class ChitchatDocuments(DataEntry):
+    """A document for each conversation."""
+
+    gives: ClassVar[tuple[str, ...]] = PRETRAINING_FIELDS
+    reader: Literal["chitchat_documents"]
 
 
 class TextFiles(DataEntry):
@@ -108,7 +153,7 @@ class TextFiles(DataEntry):
     split: Literal["line", "paragraph", "file"]
 
 
-class Table(DataEntry):
+class Table(TaggedEntry):
     """jsonl, csv, tsv or parquet: `columns` gives for each of our fields the name of the file's column."""
 
     gives: ClassVar[tuple[str, ...] | None] = None  # whatever the purpose needs
@@ -117,13 +162,57 @@ class Table(DataEntry):
     group: Text | None = None
 
 
+class Parallel(TaggedEntry):
+    """Two text files, or folders of them, whose lines are translations of each other: `source` and `target`."""
+
+    gives: ClassVar[tuple[str, ...]] = TASKS["translation"].fields
+    reader: Literal["parallel"]
+    target: str
+
+
+class ParallelTexts(DataEntry):
+    """The same to pre-train on: a line and its translation as one text (Conneau and Lample 2019, section 3.4)."""
+
+    gives: ClassVar[tuple[str, ...]] = PRETRAINING_FIELDS
+    reader: Literal["parallel_texts"]
+    target: str
+
+
+class Dialogues(DataEntry):
+    """A conversation a record: `turns` names the column with the list of turns, `text` the key of a turn's text.
+
+    A history has the last `history` turns before the reply.
+    """
+
+    gives: ClassVar[tuple[str, ...]] = TASKS["dialogue"].fields
+    reader: Literal["dialogues"]
+    turns: Text
+    text: Text | None = None
+    history: Turns
+
+
+class Squad(DataEntry):
+    """SQuAD's json, or tables with its columns; `group` names the column by which tables are split."""
+
+    gives: ClassVar[tuple[str, ...]] = TASKS["question_answering"].fields
+    reader: Literal["squad"]
+    group: Text | None = None
+
+
 Entry = Annotated[
     BotocoreDocuments
     | BotocoreOperations
     | BotocoreQuestions
+    | BotocoreMethods
     | HomeAssistantStrings
     | HomeAssistantPairs
+    | ChitchatDialogues
+    | ChitchatDocuments
     | TextFiles
-    | Table,
+    | Table
+    | Parallel
+    | ParallelTexts
+    | Dialogues
+    | Squad,
     Field(discriminator="reader"),
 ]

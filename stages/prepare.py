@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from lightning_modules.errors import PipelineError
 from stages.console import progress, run_stage, stage_parser
+from stages.dialogues import last_turns
 from stages.outputs import whole_directory, whole_file
 from stages.parallel import cores, count, ordered_results
 from stages.params import load_params
@@ -40,7 +41,7 @@ class FileJob:
 
     purpose: str
     entry: Entry
-    file: Path
+    files: tuple[Path, ...]  # one, or two that are read side by side
     folder: Path
     limits: Prepare
 
@@ -51,6 +52,7 @@ class FileCounts:
 
     read: int = 0
     cut: int = 0  # pieces that cutting added
+    trimmed: int = 0  # sources whose beginning was left out
     quarantined: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     first_problem: str = ""
@@ -70,6 +72,15 @@ class MergeJob:
 def fields_of(purpose: str) -> tuple[str, ...]:
     """The text columns of a purpose."""
     return PRETRAINING_FIELDS if purpose == PRETRAINING else TASKS[purpose].fields
+
+
+def columns_of(purpose: str) -> list[str]:
+    """All columns of a purpose's files: keys, fields, and those that not every reader fills."""
+    return [*KEYS, *fields_of(purpose), *_extras_of(purpose)]
+
+
+def _extras_of(purpose: str) -> tuple[str, ...]:
+    return () if purpose == PRETRAINING else TASKS[purpose].extras
 
 
 def source_side(purpose: str) -> tuple[str, ...]:
@@ -106,8 +117,8 @@ def prepare(params: Params, raw: Path, prepared: Path, report_file: Path, worker
 def _file_jobs(params: Params, raw: Path, runs: Path) -> Iterator[FileJob]:
     for purpose, entries in params.data.items():
         for number, entry in enumerate(entries):
-            for order, file in enumerate(entry_files(entry, raw)):
-                yield FileJob(purpose, entry, file, runs / f"{purpose}-{number:03d}-{order:06d}", params.prepare)
+            for order, files in enumerate(entry_files(entry, raw)):
+                yield FileJob(purpose, entry, files, runs / f"{purpose}-{number:03d}-{order:06d}", params.prepare)
 
 
 def clean_file(job: FileJob) -> FileCounts:
@@ -116,15 +127,16 @@ def clean_file(job: FileJob) -> FileCounts:
     Raises PipelineError where every record of the file is bad.
     """
     counts = FileCounts()
-    runs = Runs(job.folder, [*KEYS, *fields_of(job.purpose)])
+    file = job.files[0].as_posix()
+    runs = Runs(job.folder, columns_of(job.purpose))
     job.folder.mkdir(parents=True)
     with (job.folder / "quarantine.jsonl").open("w", encoding="utf-8") as quarantine:
-        for item in READERS[job.entry.reader].read(job.file, job.entry):
+        for item in READERS[job.entry.reader].read(job.entry, *job.files):
             counts.read += 1
             if isinstance(item, Bad):
                 counts.quarantined += 1
                 counts.first_problem = counts.first_problem or f"line {item.line}: {item.reason}"
-                line = {"file": job.file.as_posix(), "line": item.line, "reason": item.reason, "purpose": job.purpose}
+                line = {"file": file, "line": item.line, "reason": item.reason, "purpose": job.purpose}
                 quarantine.write(json.dumps(line, ensure_ascii=False) + "\n")
             else:
                 _clean_row(item, job, counts, runs.add)
@@ -134,7 +146,7 @@ def clean_file(job: FileJob) -> FileCounts:
     count(counts.read % _COUNT_EVERY)
     if counts.quarantined and counts.quarantined == counts.read:
         raise PipelineError(
-            f"{job.file}: not one of its {counts.read} records can be used for {job.purpose}; {counts.first_problem}"
+            f"{file}: not one of its {counts.read} records can be used for {job.purpose}; {counts.first_problem}"
         )
     counts.runs = runs.paths
     return counts
@@ -142,24 +154,30 @@ def clean_file(job: FileJob) -> FileCounts:
 
 def _clean_row(row: Row, job: FileJob, counts: FileCounts, keep: Callable[[tuple[str, ...]], None]) -> None:
     """Cleans one record and passes what is usable of it on. The filters judge what the model is to read."""
-    plain = READERS[job.entry.reader].plain
-    fields = fields_of(job.purpose)
-    texts = [normalise(row.values[name] if plain else strip_html(row.values[name])) for name in fields]
-    group = row.values[GROUP] or digest(*texts[: len(source_side(job.purpose))])
-    pieces = [[piece] for piece in cut(texts[0], job.limits.max_characters)] if job.purpose == PRETRAINING else [texts]
+    purpose, entry, limits = job.purpose, job.entry, job.limits
+    raw, read = [row.values[name] for name in fields_of(purpose)], len(source_side(purpose))
+    texts = [normalise(text if READERS[entry.reader].plain else strip_html(text)) for text in raw]
+    group = row.values[GROUP] or digest(*texts[:read])
+    pieces = [[piece] for piece in cut(texts[0], limits.max_characters)] if purpose == PRETRAINING else [texts]
     counts.cut += len(pieces) - 1
+    if purpose != PRETRAINING and TASKS[purpose].keep == "end" and len(texts[0]) > limits.max_characters:
+        texts[0] = last_turns(texts[0], limits.max_characters)
+        counts.trimmed += 1
+    extras = [row.values.get(name, "") for name in _extras_of(purpose)]
     for piece in pieces:
-        source = piece[: len(source_side(job.purpose))]
-        problem = failed_filter("\n".join(source), job.limits) if all(piece) else "empty"
+        # What a reader leaves empty is meant; what cleaning emptied held nothing.
+        emptied = any(before and not after for before, after in zip(raw, piece, strict=True))
+        problem = "empty" if emptied else failed_filter("\n".join(piece[:read]), limits)
         if problem:
             counts.dropped[problem] += 1
         else:
-            keep((digest(*source), group, job.entry.source, *piece))
+            piece[0] = f"{entry.tag}{piece[0]}"
+            keep((digest(*piece[:read]), group, entry.source, *piece, *extras))
 
 
 def merge(job: MergeJob) -> Kept:
     """Writes one purpose's splits."""
-    columns = [*KEYS, *fields_of(job.purpose)]
+    columns = columns_of(job.purpose)
     kept = write_splits(job.runs, job.folder, columns, job.limits.validation_share, job.limits.test_share)
     count(kept.records.total() + kept.duplicates.total())
     return kept
@@ -197,6 +215,7 @@ def _report(jobs: list[FileJob], counts: list[FileCounts], kept: dict[str, Kept]
         report.setdefault(purpose, {})[source] = {
             "read": sum(one.read for one in files),
             "cut": sum(one.cut for one in files),
+            "trimmed": sum(one.trimmed for one in files),
             "quarantined": sum(one.quarantined for one in files),
             "dropped": {name: sum(one.dropped[name] for one in files) for name in FILTERS},
             "duplicates": result.duplicates[source],

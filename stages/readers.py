@@ -1,4 +1,4 @@
-"""Readers: a raw file in, records with a purpose's fields out. `READERS` has them by their name in params.yaml.
+"""Readers: raw files in, records with a purpose's fields out. `READERS` has them by their name in params.yaml.
 
 A reader yields `Row`s whose values are the fields, all text, and `group` (may be empty), or `Bad`s. It streams: one
 record is held at a time, and what the reader of an embedded wheel holds: a service's or an integration's texts.
@@ -7,31 +7,57 @@ record is held at a time, and what the reader of an embedded wheel holds: a serv
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_modules.errors import PipelineError
 from stages import embedded
-from stages.params_data import Entry, HomeAssistantPairs, HomeAssistantStrings, Table, TextFiles
-from stages.sources import TABLE_FORMATS, TEXT_FORMATS, Bad, Row, files_in, read_lines, read_rows, value_at
+from stages.dialogues import dialogue_rows, one_line, turns_of
+from stages.params_data import (
+    Dialogues,
+    Entry,
+    HomeAssistantPairs,
+    HomeAssistantStrings,
+    Parallel,
+    ParallelTexts,
+    Squad,
+    Table,
+    TextFiles,
+)
+from stages.sources import TABLE_FORMATS, TEXT_FORMATS, Bad, Row, files_in, read_lines, read_rows, unusable, value_at
+from stages.splits import digest
+from stages.squad import squad_rows
+from stages.text import normalise, strip_html
 
 GROUP = "group"
 
 
 class Reader(NamedTuple):
-    """How files become records. `plain`: what comes out has no HTML left in it."""
+    """How files become records: `read(entry, file)`, or with two files. `plain`: what comes out has no HTML in it."""
 
-    read: Callable[[Path, Any], Iterator[Row | Bad]]
+    read: Callable[..., Iterator[Row | Bad]]
     formats: tuple[str, ...]
     plain: bool = False
 
 
-def entry_files(entry: Entry, raw: Path) -> list[Path]:
-    """The files of an entry of `data` below `raw`, data/raw. Raises PipelineError where there is none."""
-    return files_in(raw / entry.source, READERS[entry.reader].formats)
+def entry_files(entry: Entry, raw: Path) -> list[tuple[Path, ...]]:
+    """The files of an entry of `data` below `raw`, data/raw; of parallel ones two at a time.
+
+    Raises PipelineError where there is none, or one side of parallel ones has more than the other.
+    """
+    formats = READERS[entry.reader].formats
+    files = files_in(raw / entry.source, formats)
+    if not isinstance(entry, Parallel | ParallelTexts):
+        return [(file,) for file in files]
+    others = files_in(raw / entry.target, formats)
+    if len(files) != len(others):
+        counts = f"{raw / entry.source} holds {len(files)} text files, {raw / entry.target} {len(others)}"
+        raise PipelineError(f"{counts}: parallel files go in pairs, in the order of their names")
+    return list(zip(files, others, strict=True))
 
 
-def _text(file: Path, entry: TextFiles) -> Iterator[Row | Bad]:
+def _text(entry: TextFiles, file: Path) -> Iterator[Row | Bad]:
     """A document a line, a block between blank lines, or the file."""
     first, block = 1, list[bytes]()
     for number, line in read_lines(file):
@@ -54,7 +80,40 @@ def _document(first_line: int, block: list[bytes]) -> Iterator[Row | Bad]:
         yield Row(first_line, {"text": text, GROUP: ""})
 
 
-def _table(file: Path, entry: Table) -> Iterator[Row | Bad]:
+def _parallel(entry: Parallel | ParallelTexts, file: Path, other: Path) -> Iterator[Row | Bad]:
+    """A pair a line. Lines that are empty in both files are none.
+
+    The group is the text on the side whose source's name comes first, so that a pair is in the same split in both
+    directions, and its text for pre-training too. Raises PipelineError where one file has more lines than the other.
+    """
+    lines, others = read_lines(file), read_lines(other)
+    for one, two in zip_longest(lines, others):
+        if one is None or two is None:
+            (longer, rest), shorter = ((other, others), file) if one is None else ((file, lines), other)
+            last = (one or two)[0]
+            counts = f"{shorter} has {last - 1} lines, {longer} {last + sum(1 for _ in rest)}"
+            raise PipelineError(f"{counts}: line n of one must be the translation of line n of the other")
+        if one[1].strip() or two[1].strip():
+            yield _pair(entry, one[0], (file, one[1]), (other, two[1]))
+
+
+def _pair(entry: Parallel | ParallelTexts, number: int, one: tuple[Path, bytes], two: tuple[Path, bytes]) -> Row | Bad:
+    texts = list[str]()
+    for file, line in (one, two):
+        try:
+            texts.append(line.decode())
+        except UnicodeDecodeError as error:
+            return Bad(number, f"not UTF-8 (byte {error.start + 1} of the line in {file.as_posix()})")
+        if not line.strip():
+            return Bad(number, f"the line is empty in {file.as_posix()}")
+    first = texts[0] if entry.source < entry.target else texts[1]
+    group = digest(normalise(strip_html(first)))
+    if isinstance(entry, ParallelTexts):
+        return Row(number, {"text": "\n".join(texts), GROUP: group})
+    return Row(number, {"source": texts[0], "target": texts[1], GROUP: group})
+
+
+def _table(entry: Table, file: Path) -> Iterator[Row | Bad]:
     """`columns` names, for each of our fields, the file's column; `group` optionally that of the groups."""
     for row in read_rows(file, [*entry.columns.values(), *([entry.group] if entry.group else [])]):
         yield row if isinstance(row, Bad) else _fields(row, entry)
@@ -64,28 +123,52 @@ def _fields(row: Row, entry: Table) -> Row | Bad:
     fields: dict[str, str] = {}
     try:
         for field, column in entry.columns.items():
-            value = value_at(row.values, column)
-            if value is None or (isinstance(value, str) and not value.strip()):
-                return Bad(row.line, f"column {column!r} is empty")
-            if not isinstance(value, str):
-                return Bad(row.line, f"column {column!r} is of type {type(value).__name__}, not text")
+            value = _as_text(field, value_at(row.values, column))
+            if problem := unusable(value):
+                return Bad(row.line, f"column {column!r} is {problem}")
             fields[field] = value
         group = value_at(row.values, entry.group) if entry.group else None
     except KeyError as error:
         return Bad(row.line, f"no column {error.args[0]!r}")
-    fields[GROUP] = "" if group is None else str(group)
-    for value in fields.values():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            return Bad(row.line, f"not UTF-8 (character {error.start + 1} of a value)")
+    if group is None and entry.to:  # as of `_parallel`
+        first = min(entry.columns, key=entry.columns.__getitem__)
+        group = digest(normalise(strip_html(fields[first])))
+    fields[GROUP] = "" if group is None else str(group).strip()
+    if problem := fields[GROUP] and unusable(fields[GROUP]):
+        return Bad(row.line, f"column {entry.group!r} is {problem}")
     return Row(row.line, fields)
+
+
+def _as_text(field: str, value: Any) -> Any:
+    """Two fields need not be text in a file: labels may be numbers, and a history a list of turns."""
+    if field == "label" and isinstance(value, int):
+        return str(value).lower()
+    if field == "history" and isinstance(value, list) and value and all(isinstance(turn, str) for turn in value):
+        return "\n".join(map(one_line, value))
+    return value
+
+
+def _dialogues(entry: Dialogues, file: Path) -> Iterator[Row | Bad]:
+    """A record for each turn but the first: what was said last, and the turn."""
+    for row in read_rows(file, [entry.turns]):
+        if isinstance(row, Bad):
+            yield row
+            continue
+        turns = turns_of(row.values, entry.turns, entry.text)
+        if isinstance(turns, str):
+            yield Bad(row.line, turns)
+        else:
+            yield from (Row(row.line, record) for record in dialogue_rows(turns, entry.history))
+
+
+def _squad(entry: Squad, file: Path) -> Iterator[Row | Bad]:
+    return squad_rows(file, entry.group)
 
 
 def _embedded(records: Callable[[Path, Any], Iterable[dict[str, str]]]) -> Reader:
     """A reader of a wheel whose content is known."""
 
-    def read(file: Path, entry: Any) -> Iterator[Row | Bad]:
+    def read(entry: Any, file: Path) -> Iterator[Row | Bad]:
         try:
             for record in records(file, entry):
                 yield Row(0, record)
@@ -107,9 +190,16 @@ def _pairs(wheel: Path, entry: HomeAssistantPairs) -> Iterator[dict[str, str]]:
 READERS: dict[str, Reader] = {
     "text": Reader(_text, TEXT_FORMATS),
     "table": Reader(_table, TABLE_FORMATS),
+    "parallel": Reader(_parallel, TEXT_FORMATS),
+    "parallel_texts": Reader(_parallel, TEXT_FORMATS),
+    "dialogues": Reader(_dialogues, TABLE_FORMATS),
+    "squad": Reader(_squad, TABLE_FORMATS, plain=True),
     "botocore_documents": _embedded(lambda wheel, _: embedded.botocore_documents(wheel)),
     "botocore_operations": _embedded(lambda wheel, _: embedded.botocore_operations(wheel)),
     "botocore_questions": _embedded(lambda wheel, _: embedded.botocore_questions(wheel)),
+    "botocore_methods": _embedded(lambda wheel, _: embedded.botocore_methods(wheel)),
     "homeassistant_strings": _embedded(_strings),
     "homeassistant_pairs": _embedded(_pairs),
+    "chitchat_dialogues": _embedded(lambda wheel, entry: embedded.chitchat_dialogues(wheel, entry.history)),
+    "chitchat_documents": _embedded(lambda wheel, _: embedded.chitchat_documents(wheel)),
 }

@@ -1,8 +1,8 @@
 """Raw files, opened: lines of bytes, rows of tables, whatever the format and compression.
 
-Formats: txt, jsonl, csv, tsv, parquet, each also .gz or .zst. Everything is read as a stream; only a compressed
-parquet file is held in memory whole. A record that cannot be read comes out as `Bad`, with its line and the reason; a
-file that cannot be read raises PipelineError.
+Formats: txt, jsonl, json, csv, tsv, parquet, each also .gz or .zst. Everything is read as a stream; only json and
+a compressed parquet file are held in memory whole. A record that cannot be read comes out as `Bad`, with its line and
+the reason; a file that cannot be read raises PipelineError.
 """
 
 import csv
@@ -19,13 +19,13 @@ import pyarrow.parquet as pq
 from lightning_modules.errors import PipelineError
 
 TEXT_FORMATS = (".txt",)
-TABLE_FORMATS = (".jsonl", ".csv", ".tsv", ".parquet")
+TABLE_FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _BATCH = 1024  # parquet rows decoded at a time
 
 
 class Row(NamedTuple):
-    """A record as its file has it. `line` counts from 1: lines in text formats, rows in parquet; 0: no lines."""
+    """A record as its file has it. `line` counts from 1: lines in text formats, rows in parquet and json; 0: none."""
 
     line: int
     values: dict[str, Any]
@@ -100,6 +100,8 @@ def read_rows(path: Path, columns: Sequence[str]) -> Iterator[Row | Bad]:
     match format_of(path):
         case ".jsonl":
             yield from _jsonl_rows(path)
+        case ".json":
+            yield from _json_rows(path)
         case ".parquet":
             yield from _parquet_rows(path, columns)
         case _:
@@ -118,6 +120,37 @@ def value_at(values: Any, name: str) -> Any:
     else:
         raise KeyError(name)
     return value_at(inner, rest) if dot else inner
+
+
+def unusable(value: Any) -> str | None:
+    """Why a value cannot be a text of a record, or None."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return "empty"
+    if not isinstance(value, str):
+        return f"of type {type(value).__name__}, not text"
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        return f"not UTF-8 (character {error.start + 1})"
+    return None
+
+
+def read_json(path: Path) -> Any:
+    """The content of a json file. Raises PipelineError where it is damaged."""
+    text = b"\n".join(line for _, line in read_lines(path))
+    try:
+        return json.loads(text.decode())
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise PipelineError(f"{path} is not json ({error})") from None
+
+
+def _json_rows(path: Path) -> Iterator[Row | Bad]:
+    values = read_json(path)
+    if not isinstance(values, list):
+        advice = "use reader squad if it is SQuAD's, or name the files to be read one by one in sources.local"
+        raise PipelineError(f"{path} is not a list of records: {advice}")
+    for number, value in enumerate(values, start=1):
+        yield Row(number, value) if isinstance(value, dict) else Bad(number, "not a JSON object")
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row | Bad]:

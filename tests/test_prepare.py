@@ -9,32 +9,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from ruamel.yaml import YAML
+from preparing import letters, run, write_jsonl
 
 from lightning_modules.errors import PipelineError
-from stages.params_schema import Params
-from stages.prepare import prepare
 from stages.splits import SPLITS, Runs, split_of, write_splits
 
 ROOT = Path(__file__).parent.parent
 TABLE = {"source": "mine", "reader": "table", "columns": {"text": "body"}}
-
-
-def params(data: dict[str, list[dict[str, Any]]], **limits: float) -> Params:
-    values = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
-    values["prepare"] |= {"validation_share": 0.25, "test_share": 0.25, **limits}
-    return Params.model_validate({**values, "data": data})
-
-
-def run(tmp_path: Path, data: dict[str, list[dict[str, Any]]], workers: int = 1, **limits: float) -> dict[str, Any]:
-    report = tmp_path / "reports" / "prepare.json"
-    prepare(params(data, **limits), tmp_path / "raw", tmp_path / "prepared", report, workers)
-    return json.loads(report.read_text())  # type: ignore[no-any-return]
-
-
-def write_jsonl(path: Path, rows: list[Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
 
 
 def records(tmp_path: Path, purpose: str = "pretraining") -> dict[str, list[dict[str, str]]]:
@@ -43,10 +24,6 @@ def records(tmp_path: Path, purpose: str = "pretraining") -> dict[str, list[dict
 
 def texts(tmp_path: Path) -> set[str]:
     return {record["text"] for of_split in records(tmp_path).values() for record in of_split}
-
-
-def letters(number: int) -> str:
-    return "".join(chr(ord("a") + int(digit)) for digit in str(number))
 
 
 def test_every_record_is_accounted_for(tmp_path: Path) -> None:
@@ -214,7 +191,9 @@ def test_sources_not_fetched_and_of_the_wrong_kind(tmp_path: Path) -> None:
         run(tmp_path, {"pretraining": [TABLE]})
     (tmp_path / "raw/mine").mkdir(parents=True)
     (tmp_path / "raw/mine/a.txt").write_text("x")
-    with pytest.raises(PipelineError, match=r"holds no \.jsonl, \.csv, \.tsv, \.parquet file \(it holds a\.txt\)"):
+    with pytest.raises(
+        PipelineError, match=r"holds no \.jsonl, \.json, \.csv, \.tsv, \.parquet file \(it holds a\.txt\)"
+    ):
         run(tmp_path, {"pretraining": [TABLE]})
     (tmp_path / "raw/mine/a.whl").write_bytes(b"no archive")
     with pytest.raises(PipelineError, match=r"a\.whl is not what reader botocore_documents expects"):

@@ -24,6 +24,8 @@ def packed(path: Path, content: bytes) -> Path:
 
 
 def table_bytes(kind: str) -> bytes:
+    if kind == ".json":
+        return json.dumps(ROWS, indent=1).encode()
     if kind == ".jsonl":
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
     if kind == ".parquet":
@@ -40,7 +42,7 @@ def table_bytes(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("compression", ["", ".gz", ".zst"])
-@pytest.mark.parametrize("kind", [".jsonl", ".csv", ".tsv", ".parquet"])
+@pytest.mark.parametrize("kind", [".jsonl", ".json", ".csv", ".tsv", ".parquet"])
 def test_tables_of_every_format_and_compression(tmp_path: Path, kind: str, compression: str) -> None:
     path = packed(tmp_path / f"t{kind}{compression}", table_bytes(kind))
     assert format_of(path) == kind
@@ -87,6 +89,16 @@ def test_bad_json_lines_are_reported_with_line_and_reason(tmp_path: Path) -> Non
     assert reasons[2].startswith("not JSON")
     assert reasons[4] == "not a JSON object"
     assert reasons[5].startswith("not UTF-8 (byte 11")
+
+
+def test_a_json_file_is_a_list_of_records_or_one_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('[{"body": "fine"}, 7, {"body": "x"}]')
+    assert [(type(item), item.line) for item in read_rows(path, ["body"])] == [(Row, 1), (Bad, 2), (Row, 3)]
+    for text, message in (("{", "is not json"), ("{}", "is not a list of records: use reader squad if")):
+        path.write_text(text)
+        with pytest.raises(PipelineError, match=message):
+            list(read_rows(path, ["body"]))
 
 
 def test_csv_fields_of_many_lines_and_bad_widths(tmp_path: Path) -> None:
