@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test ui serve-flows overfit find-learning-rate lint clean lock
+.PHONY: help demo test ui serve-flows overfit find-learning-rate rollback seeds lint clean lock
 
 PYTHON ?=
 PORT ?= 5000
@@ -18,7 +18,7 @@ demo: $(INSTALLED)  ## run the whole pipeline on the embedded data (8 minutes on
 	@$(BIN)/python -m flows $(ARGS)
 
 test: $(INSTALLED)  ## run all tests
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
 ui: $(INSTALLED)  ## open MLflow (runs, metrics, models) on http://127.0.0.1:5000 (PORT=…)
 	@mkdir -p .pipeline
@@ -38,6 +38,12 @@ overfit: $(INSTALLED)  ## can the model of params.yaml learn one batch by heart?
 
 find-learning-rate: $(INSTALLED)  ## try rising learning rates and draw the losses (ARGS=translation: a task's)
 	@$(BIN)/python -m stages.find_learning_rate $(ARGS)
+
+rollback: $(INSTALLED)  ## make a task's former champion champion again (ARGS=translation, or ARGS="translation --to 3")
+	@$(BIN)/python -m stages.rollback $(ARGS)
+
+seeds: $(INSTALLED)  ## fine-tune and score with other seeds: mean ± sd (ARGS="translation --seeds 3")
+	@$(BIN)/python -m stages.seeds $(ARGS)
 
 lint: $(INSTALLED)  ## check style and types
 	@$(BIN)/ruff check .

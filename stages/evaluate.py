@@ -1,23 +1,60 @@
 """Scores the pre-trained and the from-scratch model of a task, and a trivial baseline, on the same test records.
 
-Reads data/prepared/TASK/test.parquet and both models; writes reports/tasks/TASK: metrics.json with 95 % intervals,
-predictions.jsonl, curve.csv, attention.svg. Decoding takes the time: about 400 short texts a second on one core at demo
-size.
+Reads data/prepared/TASK/test.parquet and both models; writes reports/tasks/TASK: metrics.json with 95 % intervals and
+paired tests, analysis.json (what one score hides: stages/analysis.py), predictions.jsonl, curve.csv, attention.svg.
+Decoding takes the time: about 400 short texts a second on one core at demo size; likelihoods a fifth of it.
 """
 
 import argparse
 import csv
 import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from lightning_modules.allocator import keep_memory
 from lightning_modules.errors import PipelineError
 from stages.console import progress, run_stage, stage_parser
 from stages.outputs import whole_directory
 from stages.params import Params, load_params
-from stages.tasks import TASKS, Record
+from stages.splits import read_split
+from stages.tasks import TASKS, Record, Task
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from lightning_modules.interop.ctranslate2_engine import CTranslate2Engine
+    from lightning_modules.text_to_text import TextToText
 
 MAP_TOKENS = 40  # most tokens on a side of the attention map
 SYSTEMS = {"pretrained": "", "scratch": "-scratch"}  # name of a system → ending of its model's folder
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The test records as a task's models see them."""
+
+    ids: list[str]
+    sources: list[str]
+    references: list[str]
+    baseline: list[str]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model wrote, how probable it found that, and how probable the references (nats, tokens, bytes).
+
+    None where a model gives no probabilities of the kind.
+    """
+
+    texts: list[str]
+    probabilities: list[float] | None
+    likelihood_N3: "npt.NDArray[np.float64] | None"
+    cut: int = 0  # sources longer than the model reads
 
 
 def evaluate(params: Params, task: str) -> None:
@@ -25,77 +62,165 @@ def evaluate(params: Params, task: str) -> None:
     import torch
 
     from lightning_modules.text_to_text import TextToText
-    from stages.scores import score_task
     from stages.tracking import stage_run
 
     if task not in params.tasks:
         raise PipelineError(f"no task {task!r} in params.yaml, which has {', '.join(params.tasks)}")
     torch.set_num_threads(params.evaluate.threads)
-    records = _test_records(task, params.evaluate.max_records)
+    keep_memory()
     about = TASKS[task]
-    sources, references = [about.source_text(r) for r in records], [about.target_text(r) for r in records]
+    prepared = Path("data/prepared") / task
+    texts = _texts(about, read_split(prepared, "test", params.evaluate.max_records))
     folders = {system: Path("models") / f"{task}{ending}" for system, ending in SYSTEMS.items()}
-    test_file = Path(f"data/prepared/{task}/test.parquet")
-    settings = {"seed": params.seed, "evaluate": params.evaluate.model_dump(), "records": len(records)}
+    settings = {"seed": params.seed, "evaluate": params.evaluate.model_dump(), "records": len(texts.ids)}
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with stage_run(f"evaluate@{task}", params=settings, inputs=[test_file, *folders.values()]) as run:
-        answers = {"baseline": [about.baseline(r) for r in records]}
+    with stage_run(f"evaluate@{task}", params=settings, inputs=[prepared / "test.parquet", *folders.values()]) as run:
+        found: dict[str, Answers] = {}
         for system, folder in folders.items():
-            with progress(total=len(records), name=f"{task} {system}", unit="text") as bar:
-                answers[system] = TextToText.load(folder, device).generate(sources, done=bar.update)
-        scores = score_task(about.metrics, references, answers, params.evaluate.bootstrap_samples, params.seed)
-        summary = {
-            "task": task,
-            "records": len(records),
-            "primary": about.primary,
-            "baseline_name": about.baseline_name,
-            **scores,
-        }
+            answering = TextToText.load(folder, device)
+            engine = _engine(params, answering, folder)
+            found[system] = _answers(answering, engine, about, texts, f"{task} {system}")
+            if system == "pretrained":
+                picture = _attention(answering, texts.sources)
+        chance = params.evaluate.bootstrap_samples, params.seed
+        summary, details = summarise(task, texts, found, *chance), analyse(task, texts, found, *chance)
         with whole_directory(Path("reports/tasks") / task) as output:
             (output / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n")
-            with (output / "predictions.jsonl").open("w", encoding="utf-8") as file:
-                for i, record in enumerate(records):
-                    row = {"id": record["id"], "source": sources[i], "target": references[i]}
-                    row |= {system: texts[i] for system, texts in answers.items()}
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            (output / "analysis.json").write_text(
+                json.dumps(details, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
+            write_predictions(output / "predictions.jsonl", texts, found)
             _join_curves(folders, output / "curve.csv")
-            (output / "attention.svg").write_text(_attention(folders["pretrained"], sources, device), encoding="utf-8")
-        run.log_metrics(
-            {
-                f"{metric}_{system}{'' if key == 'score' else f'_{key}'}": value
-                for metric, systems in scores["metrics"].items()
-                for system, values in systems.items()
-                for key, value in values.items()
-            },
-            step=0,
-        )
-        for name in ("metrics.json", "predictions.jsonl", "attention.svg"):
+            (output / "attention.svg").write_text(picture, encoding="utf-8")
+        run.log_metrics(_numbers(summary, details))
+        for name in ("metrics.json", "analysis.json", "predictions.jsonl", "attention.svg"):
             run.log_artifact(Path("reports/tasks") / task / name)
 
 
-def _attention(folder: Path, sources: list[str], device: str) -> str:
+def _texts(about: Task, records: Sequence[Record]) -> Texts:
+    references = [about.target_text(record) for record in records]
+    if about.baseline is None:  # no constant answer is right more often
+        baseline = [Counter(references).most_common(1)[0][0]] * len(records)
+    else:
+        baseline = [about.baseline(record) for record in records]
+    return Texts([r["id"] for r in records], [about.source_text(r) for r in records], references, baseline)
+
+
+def _engine(params: Params, answering: "TextToText", folder: Path) -> "CTranslate2Engine | None":
+    """What writes the texts instead of the model itself, where params.yaml says so; what does not write needs none."""
+    from lightning_modules.transformer.model import Decoder, EncoderDecoder
+
+    if params.evaluate.engine == "pytorch" or not isinstance(answering.model, Decoder | EncoderDecoder):
+        return None
+    from lightning_modules.interop.ctranslate2_engine import CTranslate2Engine
+
+    return CTranslate2Engine(folder)
+
+
+def _answers(
+    answering: "TextToText", engine: "CTranslate2Engine | None", about: Task, texts: Texts, name: str
+) -> Answers:
+    import numpy as np
+
+    from lightning_modules.answer_scores import confident_answers, target_likelihoods
+    from lightning_modules.transformer.heads import SpanReader
+    from lightning_modules.transformer.model import Decoder, EncoderDecoder
+
+    probabilities, likelihood_N3 = None, None
+    if not isinstance(answering.model, SpanReader):  # which reads long sources in windows
+        answering.source_ids(texts.sources)
+    cut = answering.cut
+    if cut:
+        print(f"{name}: {cut} of {len(texts.sources)} sources are longer than the model reads, and are cut", flush=True)
+    with progress(total=len(texts.sources), name=name, unit="text") as bar:
+        if engine is not None:
+            answers = engine.generate(texts.sources, done=bar.update)
+        elif about.kind == "text":
+            answers = answering.generate(texts.sources, done=bar.update)
+        else:
+            found = confident_answers(answering, texts.sources, bar.update)
+            answers, probabilities = [answer for answer, _ in found], [probability for _, probability in found]
+    if isinstance(answering.model, Decoder | EncoderDecoder):
+        likelihood_N3 = np.stack(target_likelihoods(answering, texts.sources, texts.references), axis=1)
+    return Answers(answers, probabilities, likelihood_N3, cut)
+
+
+def summarise(task: str, texts: Texts, found: dict[str, Answers], samples: int, seed: int) -> Json:
+    """metrics.json: the scores of both models and the baseline, by the task's metrics."""
+    from stages.scores import score_task
+
+    about = TASKS[task]
+    systems = {"baseline": texts.baseline} | {system: answers.texts for system, answers in found.items()}
+    facts = {"task": task, "records": len(texts.ids), "primary": about.primary, "baseline_name": about.baseline_name}
+    return facts | score_task(about.metrics, texts.references, systems, samples, seed)
+
+
+def analyse(task: str, texts: Texts, found: dict[str, Answers], samples: int, seed: int) -> Json:
+    """analysis.json: of what stages/analysis.py knows, what can be said of the task and its models."""
+    from stages.analysis import (
+        calibration,
+        confusion,
+        likelihood,
+        score_by,
+        score_by_answer,
+        source_words,
+        words_before_answer,
+    )
+    from stages.scores import record_scores
+
+    about, chance = TASKS[task], (samples, seed)
+    systems = {system: answers.texts for system, answers in found.items()}
+    details: Json = {
+        "cut": found["pretrained"].cut,
+        "by_length": score_by(source_words(texts.sources), about.primary, texts.references, systems, *chance),
+    }
+    if about.kind == "span":
+        distances = [words_before_answer(*pair) for pair in zip(texts.sources, texts.references, strict=True)]
+        details["by_evidence"] = score_by(distances, about.primary, texts.references, systems, *chance)
+        details["by_answer"] = score_by_answer(about.primary, texts.references, systems, *chance)
+    pretrained, scratch = (found[system].likelihood_N3 for system in SYSTEMS)
+    if pretrained is not None and scratch is not None:
+        details["likelihood"] = likelihood(pretrained, scratch, *chance)
+    judged = "accuracy" if about.kind == "class" else "exact_match"
+    for system, answers in found.items():
+        if answers.probabilities is not None:
+            right = [score == 100 for score in record_scores(judged, texts.references, answers.texts)]
+            details.setdefault("calibration", {})[system] = calibration(answers.probabilities, right)
+    if about.kind == "class":
+        details["confusion"] = confusion(texts.references, systems["pretrained"])
+    return details
+
+
+def _numbers(summary: Json, details: Json) -> dict[str, float]:
+    """What MLflow plots and compares: `chrf_pretrained`, `chrf_pretrained_low`, `bits_per_byte_difference_p`, …"""
+    numbers = {
+        f"{metric}_{system}{'' if key == 'score' else f'_{key}'}": value
+        for metric, systems in (summary["metrics"] | details.get("likelihood", {})).items()
+        for system, values in systems.items()
+        for key, value in values.items()
+    }
+    errors = {f"calibration_error_{s}": found["error"] for s, found in details.get("calibration", {}).items()}
+    return numbers | errors
+
+
+def _attention(answering: "TextToText", sources: list[str]) -> str:
     """A picture of where the model looks while it answers the first source of a size that can be read."""
     from lightning_modules.attention_maps import attention_map
-    from lightning_modules.text_to_text import TextToText
     from stages.report_plots import attention_svg
 
     text = next((source for source in sources if 6 <= len(source.split()) <= MAP_TOKENS // 2), sources[0])
-    shown = attention_map(TextToText.load(folder, device), text, MAP_TOKENS)
+    shown = attention_map(answering, text, MAP_TOKENS)
     return attention_svg(shown.looking, shown.seen, shown.weights_HLS)
 
 
-def _test_records(task: str, most: int) -> list[Record]:
-    """The first `most` test records; they are sorted by a hash of their content, so these are a random choice."""
-    import pyarrow.parquet as pq
-
-    path = Path(f"data/prepared/{task}/test.parquet")
-    try:
-        records: list[Record] = pq.read_table(path).to_pylist()
-    except OSError as error:
-        raise PipelineError(f"{path} cannot be read ({error}): run the prepare stage again") from error
-    if not records:
-        raise PipelineError(f"{path} holds no record: give the task more data, or raise prepare.test_share")
-    return records[:most] if most else records
+def write_predictions(path: Path, texts: Texts, found: dict[str, Answers]) -> None:
+    """A line a record: id, source, target, and each system's answer under its name."""
+    systems = {"baseline": texts.baseline} | {system: answers.texts for system, answers in found.items()}
+    with path.open("w", encoding="utf-8") as file:
+        for number, name in enumerate(texts.ids):
+            row = {"id": name, "source": texts.sources[number], "target": texts.references[number]}
+            row |= {system: answers[number] for system, answers in systems.items()}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def _join_curves(folders: dict[str, Path], output: Path) -> None:

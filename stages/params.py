@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from lightning_modules.transformer.config import OBJECTIVES, TransformerConfig
 from stages.console import run_stage, stage_parser
-from stages.params_data import PRETRAINING, PRETRAINING_FIELDS, Entry, Table
+from stages.params_data import PRETRAINING, PRETRAINING_FIELDS, Entry, Parallel, ParallelTexts, Table
 from stages.params_file import Location, read_params_file
 from stages.params_schema import Params
 from stages.tasks import TASKS
@@ -58,16 +58,17 @@ def _architecture_problems(params: Params, config: TransformerConfig) -> Iterato
             problem = f"a decoder that learns {name} cannot keep documents apart: use joined"
             yield ("pretrain", "packing"), problem
     for name in params.tasks:
-        if architecture == "encoder" and name in TASKS and not TASKS[name].answer_in_source:
+        if name in TASKS and architecture not in TASKS[name].architectures:
+            able = "writes no text, it points at answers in its source and names classes"
             problem = (
-                "model.architecture encoder writes no text, it points at answers in its source: remove this task, "
-                f"here and from data, or take another architecture{_able(params)}"
+                f"model.architecture {architecture} {able if architecture == 'encoder' else 'cannot do it'}: remove "
+                f"this task, here and from data, or take another architecture{_able(params, architecture)}"
             )
             yield ("tasks", name), problem
 
 
-def _able(params: Params) -> str:
-    able = [name for name, task in TASKS.items() if task.answer_in_source and name in params.tasks]
+def _able(params: Params, architecture: str) -> str:
+    able = [name for name, task in TASKS.items() if architecture in task.architectures and name in params.tasks]
     return f" (it can do {', '.join(able)})" if able else ""
 
 
@@ -80,6 +81,8 @@ def _length_problems(params: Params, config: TransformerConfig) -> Iterator[Prob
         yield ("pretrain", "steps"), "0 is for a model that was trained before (model.start_from)"
     if 0 < pretrain.steps < pretrain.warmup_steps:
         yield ("pretrain", "warmup_steps"), f"{pretrain.warmup_steps} exceeds pretrain.steps, {pretrain.steps}"
+    if finetune.choose_by == "score" and finetune.strategy in ("fsdp", "tensor_parallel"):
+        yield ("finetune", "choose_by"), f"score needs a whole model on each device, not strategy {finetune.strategy}"
     for name, task in params.tasks.items():
         if finetune.warmup_steps > task.steps:
             yield ("tasks", name, "steps"), f"{task.steps} is below finetune.warmup_steps, {finetune.warmup_steps}"
@@ -114,11 +117,10 @@ def _source_problems(params: Params, _: TransformerConfig) -> Iterator[Problem]:
     names = [*remote, *local]
     for purpose, entries in params.data.items():
         for number, entry in enumerate(entries):
-            if entry.source not in names:
-                yield (
-                    ("data", purpose, number, "source"),
-                    f"no such source: {entry.source!r}{_hint(entry.source, names)}",
-                )
+            for key in ("source", "target") if isinstance(entry, Parallel | ParallelTexts) else ("source",):
+                name = getattr(entry, key)
+                if name not in names:
+                    yield ("data", purpose, number, key), f"no such source: {name!r}{_hint(name, names)}"
 
 
 def _purpose_problems(params: Params, _: TransformerConfig) -> Iterator[Problem]:

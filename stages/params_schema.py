@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field, PlainValidator, create_model
 from lightning_modules.transformer.config import OBJECTIVES, TransformerConfig
 from lightning_modules.transformer.presets import PRESETS, preset
 from stages.params_data import Entry, Section, Sources, Text
+from stages.tasks import TASKS
 
 
 def _auto_or_count(value: Any) -> int | str:
@@ -44,6 +45,12 @@ def _preset(value: str) -> str:
     return value
 
 
+def _task(value: str) -> str:
+    if value not in TASKS:
+        raise ValueError(f"which is no task; known are {', '.join(TASKS)}")
+    return value
+
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -60,6 +67,14 @@ class Prepare(Section):
     min_letter_share: Share
     validation_share: Annotated[float, Field(gt=0, le=0.5)]
     test_share: Annotated[float, Field(gt=0, le=0.5)]
+
+
+class Leakage(Section):
+    """Test texts in training text."""
+
+    ngram: Count
+    record_share: Annotated[float, Field(gt=0, le=1)]
+    max_share: Share
 
 
 class Tokenizer(Section):
@@ -171,6 +186,9 @@ class Finetune(Training):
     """Learning a task, whichever."""
 
     batch_tokens: Count
+    freeze_layers: CountOrZero
+    lora_rank: CountOrZero
+    choose_by: Literal["loss", "score"]
     dropout: Dropout
     label_smoothing: Dropout
 
@@ -188,8 +206,16 @@ class Evaluate(Section):
     """Scoring."""
 
     max_records: CountOrZero
+    engine: Literal["pytorch", "ctranslate2"]
     bootstrap_samples: Annotated[int, Field(ge=100)]
     threads: Count
+
+
+class Promotion(Section):
+    """What register asks of a model."""
+
+    min_score: dict[Annotated[str, AfterValidator(_task)], Annotated[float, Field(ge=0, le=100)]]
+    check_export: bool
 
 
 class Tracking(Section):
@@ -206,10 +232,12 @@ class Params(Section):
     sources: Sources
     data: dict[str, Annotated[list[Entry], Field(min_length=1)]]
     prepare: Prepare
+    leakage: Leakage
     tokenizer: Tokenizer
     model: Model
     pretrain: Pretrain
     finetune: Finetune
     tasks: dict[str, TaskParams]
     evaluate: Evaluate
+    promotion: Promotion
     tracking: Tracking

@@ -1,15 +1,14 @@
 """Put the fine-tuned models in the MLflow registry: models/TASK → NAME-TASK, reports/registered.json.
 
-A model whose score is better than the present champion's, on the same test texts and metric, becomes the alias
-`champion`; any other becomes `challenger`. `mlflow models serve -m models:/NAME-TASK@champion` serves it. A model that
-is there already is not registered again. Costs about 3 s a model. Without a tracking server it is an error: a model
-that silently was not registered would be missed late.
+A model that the gate refuses gets no alias; of the others one that is surely better than the present champion becomes
+the alias `champion`, any other `challenger`: `stages.promotion`, docs/promotion.md. `mlflow models serve -m
+models:/NAME-TASK@champion` serves it. A model that is there already is not registered again. Costs about 5 s a model.
+Without a tracking server it is an error: a model that silently was not registered would be missed late.
 """
 
 import argparse
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,10 +16,13 @@ from typing import Any
 
 from lightning_modules.errors import PipelineError
 from stages.console import progress, run_stage, stage_parser
-from stages.delivery import answers, tracking_uri, ui_url
-from stages.lineage import LATEST, git_facts, without_credentials
+from stages.delivery import tracking_uri, ui_url
+from stages.election import elect
+from stages.lineage import LATEST, git_facts
 from stages.outputs import whole_file
 from stages.params import Params, load_params
+from stages.promotion import Judge, Scored, check_export, read_scored, refusals
+from stages.registry import CHAMPION, REFUSED, Registry, connect, mlflow_errors, silent
 from stages.spool import file_lock
 from stages.tasks import TASKS
 
@@ -38,21 +40,27 @@ class Candidate:
     name: str  # in the registry
     folder: Path
     score: float
+    scored: Scored
+    predictions: Path
+    leaked: float  # share of its test records that stand in training text
     tags: dict[str, str]
 
 
 def candidates(params: Params, root: Path) -> list[Candidate]:
     """The model of every task with its scores. Raises PipelineError where one is missing."""
-    table = _read(root / "reports" / "metrics.json", "report")
+    table, leakage = _read(root / "reports" / "metrics.json", "report"), _read(root / "reports/leakage.json", "leakage")
     commit = git_facts(root).get("mlflow.source.git.commit", "")
     lock = _locked_hashes(root)
     found = []
     for task in params.tasks:
         metric, folder = TASKS[task].primary, root / "models" / task
         try:
-            scores = table[task][metric]
-        except KeyError:
-            raise PipelineError(f"reports/metrics.json has no {metric} of {task}: run the report stage again") from None
+            scores, leaked = table[task][metric], leakage[f"{task}/test"]["share"]
+        except KeyError as error:
+            raise PipelineError(
+                f"reports/metrics.json has no {metric} of {task}, or reports/leakage.json no share ({error}): run the "
+                "stages leakage and report again"
+            ) from None
         evaluated = root / LATEST / f"evaluate@{task}.json"
         tags = {
             "task": task,
@@ -61,6 +69,7 @@ def candidates(params: Params, root: Path) -> list[Candidate]:
             "score_interval": f"{scores['pretrained_low']} to {scores['pretrained_high']}",
             "gain_over_scratch": repr(scores["gain"]),
             "gain_interval": f"{scores['gain_low']} to {scores['gain_high']}",
+            "leaked_share": repr(leaked),
             "sha256": _digest(folder),
             "git_commit": commit,
             "dvc_md5": lock.get(f"models/{task}", ""),
@@ -69,45 +78,65 @@ def candidates(params: Params, root: Path) -> list[Candidate]:
             "evaluation_run": str(_read(evaluated, "evaluate")["run_id"]) if evaluated.exists() else "",
         }
         name = f"{params.tracking.registered_model}-{task}"
-        found.append(Candidate(task, name, folder, scores["pretrained"], {k: v for k, v in tags.items() if v}))
+        predictions = root / "reports" / "tasks" / task / "predictions.jsonl"
+        known = {key: value for key, value in tags.items() if value}
+        scored = read_scored(predictions)
+        found.append(Candidate(task, name, folder, scores["pretrained"], scored, predictions, leaked, known))
     return found
 
 
-def register(candidate: Candidate, client: Any) -> dict[str, str]:
+def register(candidate: Candidate, client: Any, params: Params) -> dict[str, str | None]:
     """Registers one model in MLflow's active run, where it is not there yet, and gives it its alias."""
-    same = [v for v in _versions(client, candidate.name) if v.tags.get("sha256") == candidate.tags["sha256"]]
-    number = str(max(int(v.version) for v in same)) if same else _log(candidate)
-    for key, value in candidate.tags.items():
-        client.set_model_version_tag(candidate.name, number, key, value)
-    alias, reason = _alias(candidate, number, client)
-    client.set_model_version_tag(candidate.name, number, "alias_reason", reason)
-    if alias == "champion" and _with_alias(client, candidate.name, "challenger") == number:
-        client.delete_registered_model_alias(candidate.name, "challenger")
-    client.set_registered_model_alias(candidate.name, alias, number)
+    reasons, export = _gate(candidate, params)
+    registry = Registry(client, candidate.name)
+    same = [n for n, tags in registry.versions().items() if tags.get("sha256") == candidate.tags["sha256"]]
+    number = same[-1] if same else _log(candidate)
+    registry.tag(number, **candidate.tags, **export, predictions=_log_predictions(candidate))
+    if reasons:
+        kept = registry.alias(CHAMPION) == number
+        alias, reason = None, "; ".join(reasons) + (", but it stays champion until it is rolled back" if kept else "")
+        registry.tag(number, state=REFUSED, alias_reason=reason)
+    else:
+        alias, reason = elect(registry, number, _judge(candidate, number, registry, params))
     return {
         "model": candidate.name,
         "version": number,
         "alias": alias,
+        "state": registry.versions()[number]["state"],
         "reason": reason,
-        "uri": f"models:/{candidate.name}@{alias}",
+        "uri": f"models:/{candidate.name}{f'@{alias}' if alias else f'/{number}'}",
     }
 
 
-def _alias(candidate: Candidate, number: str, client: Any) -> tuple[str, str]:
-    """`champion` or `challenger`, and why."""
-    champion = _with_alias(client, candidate.name, "champion")
-    if champion is None:
-        return "champion", "the first of its name"
-    if champion == number:
-        return "champion", "still the champion"
-    theirs = client.get_model_version(candidate.name, champion).tags
-    for key, words in (("metric", "metric"), ("test_md5", "test texts")):
-        if theirs.get(key) != candidate.tags.get(key):
-            return "challenger", f"not comparable with version {champion}, which was scored on other {words}"
-    score = float(theirs["score"])
-    if candidate.score > score:
-        return "champion", f"better than version {champion}: {candidate.score:.2f} against {score:.2f}"
-    return "challenger", f"not better than version {champion}: {candidate.score:.2f} against {score:.2f}"
+def _gate(candidate: Candidate, params: Params) -> tuple[list[str], dict[str, str]]:
+    """Why the model is refused, if it is, and what was found of its export, as a tag."""
+    rules = params.promotion
+    least = rules.min_score.get(candidate.task)
+    reasons = refusals(candidate.folder, candidate.score, least, candidate.leaked, params.leakage.max_share)
+    if reasons or not rules.check_export:
+        return reasons, {}
+    fine, found = check_export(candidate.folder, candidate.scored.sources)
+    return ([] if fine else [found]), {"export": found}
+
+
+def _judge(candidate: Candidate, number: str, registry: Registry, params: Params) -> Judge:
+    """Compares versions by their answers to the candidate's test texts."""
+
+    def logged(other: str) -> Scored:
+        with registry.downloaded(registry.versions()[other].get("predictions")) as file:
+            return read_scored(file)
+
+    def decode(other: str, sources: list[str]) -> list[str]:
+        import torch
+
+        from lightning_modules.text_to_text import TextToText
+
+        torch.set_num_threads(params.evaluate.threads)
+        with registry.downloaded(f"models:/{candidate.name}/{other}/artifacts/{candidate.task}") as folder:
+            return TextToText.load(folder, "cuda" if torch.cuda.is_available() else "cpu").generate(sources)
+
+    metric, samples = TASKS[candidate.task].primary, params.evaluate.bootstrap_samples
+    return Judge(candidate.scored, number, metric, samples, params.seed, logged, decode)
 
 
 def _log(candidate: Candidate) -> str:
@@ -129,22 +158,22 @@ def _log(candidate: Candidate) -> str:
     return str(logged.registered_model_version)
 
 
+def _log_predictions(candidate: Candidate) -> str:
+    """Logs the answers beside the model, not in it: who serves it need not have the test texts. Gives their URI."""
+    import mlflow
+
+    folder = f"predictions/{candidate.task}"
+    mlflow.log_artifact(str(candidate.predictions), folder)
+    active = mlflow.active_run()
+    assert active is not None
+    return f"runs:/{active.info.run_id}/{folder}/{candidate.predictions.name}"
+
+
 def _example(task: str) -> Any:
     import pandas as pd  # type: ignore[import-untyped]
 
     record = {field: f"An example of a {field}." for field in TASKS[task].fields}
     return pd.DataFrame({"source": [TASKS[task].source_text(record)]})
-
-
-def _versions(client: Any, name: str) -> list[Any]:
-    return list(client.search_model_versions(f"name='{name}'"))
-
-
-def _with_alias(client: Any, name: str, alias: str) -> str | None:
-    """The version that has the alias."""
-    models = client.search_registered_models(f"name='{name}'")
-    number = models[0].aliases.get(alias) if models else None
-    return None if number is None else str(number)
 
 
 def _digest(folder: Path) -> str:
@@ -176,35 +205,23 @@ def _read(path: Path, stage: str) -> dict[str, Any]:
     return content
 
 
-def register_all(params: Params, root: Path) -> dict[str, dict[str, str]]:
+def register_all(params: Params, root: Path) -> dict[str, dict[str, str | None]]:
     """Registers the model of every task; task → what became of it. Raises PipelineError where MLflow fails."""
     found = candidates(params, root)
-    uri = tracking_uri(root)
-    silent = (
-        f"MLflow at {without_credentials(uri)} does not answer, so nothing is registered: start it, and run register"
-    )
-    if not answers(uri):
-        raise PipelineError(silent)
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")  # an upload may take its time
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ |= {"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+    client, uri = connect(root, "registered"), tracking_uri(root)
     import mlflow
-    from mlflow.exceptions import MlflowException
-    from requests.exceptions import RequestException
 
     from stages.tracking import stage_run
 
-    with stage_run("register", params={"tracking": params.tracking.model_dump()}) as run:
+    settings = {"tracking": params.tracking.model_dump(), "promotion": params.promotion.model_dump()}
+    with stage_run("register", params=settings) as run:
         if run.run_id is None:
-            raise PipelineError(silent)
-        mlflow.set_tracking_uri(uri)
+            raise silent(uri, "registered")
         results = {}
-        try:
-            with file_lock(root / ".pipeline" / "registry.lock"), mlflow.start_run(run_id=run.run_id):
-                for candidate in progress(found, name="register", unit="model"):
-                    results[candidate.task] = register(candidate, mlflow.MlflowClient())
-        except (MlflowException, RequestException) as error:
-            raise PipelineError(f"MLflow could not register a model: {str(error).splitlines()[0]}") from error
+        alone = file_lock(root / ".pipeline" / "registry.lock")
+        with mlflow_errors("register a model"), alone, mlflow.start_run(run_id=run.run_id):
+            for candidate in progress(found, name="register", unit="model"):
+                results[candidate.task] = register(candidate, client, params)
         for result in results.values():
             result["url"] = f"{ui_url(uri)}/#/models/{result['model']}/versions/{result['version']}"
     return results
@@ -216,7 +233,9 @@ def main(_: argparse.Namespace) -> None:
     with whole_file(REGISTERED) as file:
         file.write_text(json.dumps(results, indent=2) + "\n")
     for result in results.values():
-        print(f"{result['model']} version {result['version']}: {result['alias']} ({result['reason']})")
+        print(
+            f"{result['model']} version {result['version']}: {result['alias'] or result['state']} ({result['reason']})"
+        )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Join all results in one table and one page: reports/metrics.json and reports/report.html.
+"""Join all results: reports/metrics.json, reports/report.html, reports/plots, and a model card for each task.
 
-The page is one file without references to others, so that it can be mailed. Costs about 3 s.
+The page is one file without references to others, so that it can be mailed; reports/plots has its pictures for `dvc
+plots` and MLflow; reports/model_cards says of each model what Hugging Face's hub asks. Costs about 3 s.
 """
 
 import argparse
@@ -14,11 +15,13 @@ from typing import Any
 
 from lightning_modules.errors import PipelineError
 from stages.console import run_stage, stage_parser
-from stages.outputs import whole_file
+from stages.model_card import model_card
+from stages.outputs import whole_directory, whole_file
 from stages.params import load_params
 from stages.report_costs import costs
 from stages.report_page import Results, page
-from stages.report_table import comparison_table, table_text
+from stages.report_pictures import pictures
+from stages.report_table import Interval, comparison_table, headline, table_text
 
 REPORTS = Path("reports")
 Json = dict[str, Any]
@@ -33,16 +36,22 @@ def gather(root: Path) -> Results:
     tasks = list(dict.fromkeys(row.task for row in rows))
     curves = {task: _csv(reports / "tasks" / task / "curve.csv") for task in tasks}
     pretraining = models / "pretrained" / "curve.csv"
+    curves = {"pretraining": _csv(pretraining) if pretraining.exists() else []} | curves
     training = {path.parent.name: _json(path) for path in sorted(models.glob("*/training.json"))}
+    analysis = {task: _json(reports / "tasks" / task / "analysis.json") for task in tasks}
+    attention = {task: _text(reports / "tasks" / task / "attention.svg") for task in tasks}
     return Results(
         rows=rows,
         predictions={task: _json_lines(reports / "tasks" / task / "predictions.jsonl") for task in tasks},
-        curves={"pretraining": _csv(pretraining) if pretraining.exists() else []} | curves,
+        analysis=analysis,
+        pictures=pictures(rows, curves, analysis, attention),
         prepare=_json(reports / "prepare.json"),
+        leakage=_json(reports / "leakage.json"),
         training=training,
+        pretraining=_json(reports / "pretraining.json"),
+        configs={task: _json(models / task / "config.json") for task in tasks},
         costs=costs(load_params(root / "params.yaml"), training),
-        attention={task: _text(reports / "tasks" / task / "attention.svg") for task in tasks},
-        lineage=_lineage(root),
+        lineage=_lineage(root, training),
     )
 
 
@@ -50,23 +59,36 @@ def metrics(results: Results) -> Json:
     """reports/metrics.json: task → metric → numbers, and how pre-training went."""
     table: Json = {}
     for row in results.rows:
-        table.setdefault(row.task, {})[row.metric] = {
-            "pretrained": row.pretrained.score,
-            "pretrained_low": row.pretrained.low,
-            "pretrained_high": row.pretrained.high,
-            "scratch": row.scratch.score,
-            "baseline": row.baseline.score,
-            "gain": row.difference.score,
-            "gain_low": row.difference.low,
-            "gain_high": row.difference.high,
-        }
+        systems = {"pretrained": row.pretrained, "scratch": row.scratch, "difference": row.difference}
+        table.setdefault(row.task, {})[row.metric] = _numbers(**systems) | {"baseline": row.baseline.score}
+    for task, details in results.analysis.items():
+        for name, measured in details.get("likelihood", {}).items():
+            table[task][name] = _numbers(**{system: Interval(**values) for system, values in measured.items()})
+        for system, found in details.get("calibration", {}).items():
+            table[task].setdefault("calibration_error", {})[system] = found["error"]
     numbers = ("validation_loss", "steps", "tokens", "seconds")
-    pretraining = results.training.get("pretrained", {})
-    return table | {"pretraining": {name: pretraining[name] for name in numbers if name in pretraining}}
+    trained, tested = results.training.get("pretrained", {}), results.pretraining
+    pretraining = {name: trained[name] for name in numbers if name in trained}
+    pretraining |= {f"test_{name}": tested[name]["score"] for name in ("perplexity", "bits_per_byte") if name in tested}
+    return table | {"pretraining": pretraining}
 
 
-def _lineage(root: Path) -> list[tuple[str, str]]:
-    """What the numbers were made from and on. Knows no path outside the repository."""
+def _numbers(pretrained: Interval, scratch: Interval, difference: Interval) -> dict[str, float]:
+    p = {} if difference.p is None else {"gain_p": difference.p}
+    return {
+        "pretrained": pretrained.score,
+        "pretrained_low": pretrained.low,
+        "pretrained_high": pretrained.high,
+        "scratch": scratch.score,
+        "gain": difference.score,
+        "gain_low": difference.low,
+        "gain_high": difference.high,
+        **p,
+    }
+
+
+def _lineage(root: Path, training: dict[str, Json]) -> list[tuple[str, str]]:
+    """What the numbers were made from and on, and what that cost. Knows no path outside the repository."""
     from ruamel.yaml import YAML
 
     from stages.lineage import git_facts
@@ -86,6 +108,11 @@ def _lineage(root: Path) -> list[tuple[str, str]]:
         facts += [(f"{output['path']} (MD5 in DVC)", output.get("md5", "")) for output in outputs]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB"
+    if training:
+        hours = sum(one.get("seconds", 0) * one.get("devices", 1) for one in training.values()) / 3600
+        tokens, flops = (sum(one.get(name, 0) for one in training.values()) for name in ("tokens", "flops"))
+        spent = f"{hours:.2f} device hours, {tokens:,} tokens, {flops:.2g} FLOPs a device"
+        facts.append((f"all {len(training)} trainings", spent))
     return [*facts, ("this page made on", f"{machine}, Python {platform.python_version()}")]
 
 
@@ -123,17 +150,24 @@ def main(_: argparse.Namespace) -> None:
     """Writes both files and prints the table."""
     from stages.tracking import stage_run
 
-    inputs = [REPORTS / "prepare.json", REPORTS / "tasks"]
+    inputs = [REPORTS / name for name in ("prepare.json", "leakage.json", "pretraining.json", "tasks")]
     with stage_run("report", inputs=inputs) as run:
         results = gather(Path())
+        with whole_directory(REPORTS / "plots") as folder:
+            for name, picture in results.pictures.items():
+                (folder / f"{name}.svg").write_text(picture, encoding="utf-8")
+        with whole_directory(REPORTS / "model_cards") as folder:
+            for task in results.analysis:
+                (folder / f"{task}.md").write_text(model_card(task, results), encoding="utf-8")
         with whole_file(REPORTS / "report.html") as html, whole_file(REPORTS / "metrics.json") as table:
             html.write_text(page(results), encoding="utf-8")
             table.write_text(json.dumps(metrics(results), indent=2) + "\n")
         primary = [row for row in results.rows if row.primary]
         run.log_metrics({f"{row.task}.{row.metric}": row.pretrained.score for row in primary})
         run.log_metrics({f"{row.task}.{row.metric}.gain": row.difference.score for row in primary})
-        run.log_artifact(REPORTS / "report.html")
-    print(table_text(results.rows))
+        for name in ("report.html", "plots", "model_cards"):
+            run.log_artifact(REPORTS / name)
+    print(f"{table_text(results.rows)}\n\n{headline(results.rows)}")
     print(f"\nreport: {REPORTS / 'report.html'}")
 
 

@@ -3,6 +3,7 @@
 Every text that came from data is escaped. One file: styles and plots are inside.
 """
 
+import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -10,18 +11,20 @@ from typing import Any
 
 from stages.estimate import short
 from stages.report_costs import Cost
-from stages.report_plots import COLOURS, LABELS, Curve, curves_svg, scores_svg
-from stages.report_table import HEADER, Row
+from stages.report_details import details_section, pretraining_words
+from stages.report_html import line, number_text, paragraph, table
+from stages.report_plots import LABELS
+from stages.report_table import HEADER, LESS_IS_BETTER, Row, headline
 from stages.scores import record_scores
 
-EXAMPLES = 2  # of each kind: best, worst, first
+EXAMPLES = 2  # of each kind: best, worst, random
 _LONGEST = 600  # characters of an example's source
 _STYLE = """
 :root { --ink: #23272e; --soft: #626973; --line: #e4e7eb; --teal: #0b6e8a; --amber: #b8620e; --paper: #fbfbfa; }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI",
   Roboto, "Helvetica Neue", sans-serif; }
-main { max-width: 56rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
+main { max-width: 60rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
 h1 { font-size: 1.9rem; line-height: 1.2; letter-spacing: -.02em; margin: 0 0 .5rem; }
 h2 { font-size: 1.25rem; margin: 3rem 0 .75rem; letter-spacing: -.01em; }
 h3 { font-size: 1rem; margin: 1.75rem 0 .5rem; text-transform: capitalize; }
@@ -33,9 +36,9 @@ p { margin: .5rem 0; } .soft { color: var(--soft); }
 .card p { font-size: .9rem; } .card .task { text-transform: capitalize; font-weight: 600; margin: 0; }
 .wide, details, .card { background: #fff; border: 1px solid var(--line); border-radius: .75rem; }
 .wide { overflow-x: auto; padding: .4rem .9rem; }
-table { border-collapse: collapse; width: 100%; font-size: .88rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; width: 100%; font-size: .84rem; font-variant-numeric: tabular-nums; }
 th { text-align: left; font-weight: 600; color: var(--soft); white-space: nowrap; }
-th, td { padding: .5rem .7rem .5rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+th, td { padding: .5rem .55rem .5rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 tr:last-child td { border-bottom: 0; } td.number, th.number { text-align: right; white-space: nowrap; }
 tr.primary td { font-weight: 600; } td:nth-child(2) { white-space: nowrap; }
 code { font: .82rem ui-monospace, Menlo, Consolas, monospace; word-break: break-all; }
@@ -46,6 +49,11 @@ dl { display: grid; grid-template-columns: 8rem 1fr; gap: .35rem 1rem; margin: .
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; white-space: pre-wrap; }
 @media (max-width: 34rem) { dl { grid-template-columns: 1fr; gap: .1rem; } dd { margin-bottom: .5rem; } }
 """
+_SCORES = (
+    "On texts of the test split, which no training saw; more is better where nothing else is said. One seed: the"
+    " intervals say how sure the scores of these models are, not how other seeds would do; that <code>make seeds</code>"
+    " measures."
+)
 _FRAME = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>What pre-training bought</title><style>{style}</style></head>
@@ -61,41 +69,51 @@ class Results:
 
     rows: list[Row]
     predictions: dict[str, list[dict[str, str]]]  # task → test records with each system's answer
-    curves: dict[str, list[dict[str, str]]]  # "pretraining" or task → rows of a curve.csv
+    analysis: dict[str, dict[str, Any]]  # task → its analysis.json
+    pictures: dict[str, str]  # name → SVG, as stages/report_pictures.py names them
     prepare: dict[str, Any]  # purpose → source → counts
+    leakage: dict[str, Any]  # PURPOSE/SPLIT → what of it stands in training text
     training: dict[str, dict[str, Any]]  # folder of models/ → its training.json
+    pretraining: dict[str, Any]  # what evaluate_pretraining measured on held-out text
+    configs: dict[str, dict[str, Any]]  # task → config.json of its model
     costs: list[Cost]
-    attention: dict[str, str]  # task → a picture as SVG
     lineage: list[tuple[str, str]]
 
 
 def page(results: Results) -> str:
     """The whole page as HTML."""
     primary = [row for row in results.rows if row.primary]
+    about = (
+        "Each task was fine-tuned twice with the same data, steps and settings: from the pre-trained model, and from"
+        " random weights. The difference is what pre-training bought; brackets hold 95 % bootstrap intervals, p is of a"
+        " paired test (approximate randomisation)."
+    )
     sections = [
         "<h1>What pre-training bought</h1>",
-        _p("Each task was fine-tuned twice with the same data, steps and settings: from the pre-trained model, and from"
-           " random weights. The difference is what pre-training bought; brackets hold 95 % bootstrap intervals."),
+        f"<p><b>{escape(headline(results.rows))}</b></p>",
+        paragraph(about),
         f'<div class="cards">{"".join(map(_card, primary))}</div>',
         "<h2>Scores</h2>",
-        _p("On texts of the test split, which no training saw; 0 to 100, more is better."),
-        f'<div class="wide">{scores_svg(primary)}</div><p></p>',
+        paragraph(_SCORES, raw=True),
+        f'<div class="wide">{results.pictures["scores"]}</div><p></p>',
         _scores_table(results.rows),
         _signatures(results.rows),
+        *details_section(results.analysis, results.pictures),
         *_learning(results),
         *_examples(results),
         *_attention(results),
         *_data(results),
         *_origins(results),
-    ]  # fmt: skip
+    ]
     return _FRAME.format(style=_STYLE, body="\n".join(sections))
 
 
 def _card(row: Row) -> str:
-    kind = "gain" if row.difference.low > 0 else "loss" if row.difference.high < 0 else "unsure"
-    number = f'<b class="{kind}">{row.difference.score:+.1f}</b>'
+    number = f'<b class="{row.outcome}">{row.difference.score:+.1f}</b>'
     scale = f'<span class="soft">{escape(row.metric_name)}, {row.records} test records</span>'
-    return f'<div class="card"><p class="task">{escape(row.task_name)}</p>{number}{scale}{_p(row.verdict())}</div>'
+    return (
+        f'<div class="card"><p class="task">{escape(row.task_name)}</p>{number}{scale}{paragraph(row.verdict())}</div>'
+    )
 
 
 def _scores_table(rows: Sequence[Row]) -> str:
@@ -103,65 +121,69 @@ def _scores_table(rows: Sequence[Row]) -> str:
     for row in rows:
         cells = [row.task_name if row.primary else "", row.metric_name]
         numbers = [str(row.pretrained), str(row.scratch), str(row.baseline), row.difference.signed()]
-        lines.append(_tr(cells, numbers, "primary" if row.primary else ""))
-    return _table(HEADER[:2], HEADER[2:], lines)
+        lines.append(
+            line(
+                cells,
+                [*numbers, row.difference.p_text().removeprefix("p ").removeprefix("= ")],
+                "primary" if row.primary else "",
+            )
+        )
+    return table(HEADER[:2], [*HEADER[2:], "p"], lines)
 
 
 def _signatures(rows: Sequence[Row]) -> str:
     baselines = {row.task_name: row.baseline_name for row in rows}
     words = "; ".join(f"{task}: {name}" for task, name in baselines.items())
     items = "".join(f"<dt>{escape(row.metric_name)}</dt><dd><code>{escape(row.signature)}</code></dd>" for row in rows)
-    return (
-        f"{_p(f'Trivial baselines: {words}.')}<details><summary>How it was measured</summary><dl>{items}</dl></details>"
-    )
+    how = f"<details><summary>How it was measured</summary><dl>{items}</dl></details>"
+    return paragraph(f"Trivial baselines: {words}.") + how
 
 
 def _learning(results: Results) -> Iterable[str]:
     yield "<h2>Learning</h2>"
-    for name, rows in results.curves.items():
-        curves = []
-        for system in ("pretrained", "scratch"):
-            mine = [row for row in rows if row.get("init", "pretrained") == system]
-            label = "validation" if name == "pretraining" else LABELS[system]
-            for column, faint in (("train_loss", True), ("validation_loss", False)):
-                points = [(float(row["step"]), float(row[column])) for row in mine if row.get(column)]
-                if points:
-                    title = f"{label}, training" if faint and name != "pretraining" else "training" if faint else label
-                    curves.append(Curve(title, points, COLOURS[system], faint))
-        if curves:
-            yield f"<h3>{escape(name.replace('_', ' '))}</h3><div class='wide'>{curves_svg(curves)}</div>"
+    for name, picture in _pictures_of("curve", results):
+        yield f"<h3>{name}</h3><div class='wide'>{picture}</div>"
+    if "bits_per_byte" in results.pretraining:
+        yield paragraph(pretraining_words(results.pretraining))
     columns = (
         *("steps", "tokens", "padding", "seconds", "tokens_per_second", "share_of_peak", "parameters"),
         *("validation_loss", "best_step", "weights"),
     )
-    lines = [_tr([name], [_number(facts.get(c)) for c in columns]) for name, facts in results.training.items()]
-    yield "<p></p>" + _table(["model"], [column.replace("_", " ") for column in columns], lines)
+    lines = [line([name], [number_text(facts.get(c)) for c in columns]) for name, facts in results.training.items()]
+    yield "<p></p>" + table(["model"], [column.replace("_", " ") for column in columns], lines)
     if results.costs:
-        yield _p("What <code>python -m stages.estimate</code> tells beforehand, beside what it was. Time includes"
-                 " validation, memory all of the process (on a GPU: torch's).", raw=True)  # fmt: skip
+        about = (
+            "What <code>python -m stages.estimate</code> tells beforehand, beside what it was. Time includes"
+            " validation, memory all of the process (on a GPU: torch's)."
+        )
+        yield paragraph(about, raw=True)
         costs = []
         for cost in results.costs:
             numbers = [short(cost.estimated), short(cost.taken), f"{cost.taken / cost.estimated:.2f}"]
-            costs.append(_tr([cost.model, cost.quantity], numbers))
-        yield _table(["model", "cost"], ["estimated", "taken", "taken / estimated"], costs)
+            costs.append(line([cost.model, cost.quantity], numbers))
+        yield table(["model", "cost"], ["estimated", "taken", "taken / estimated"], costs)
+
+
+def _pictures_of(kind: str, results: Results) -> Iterable[tuple[str, str]]:
+    """(What it is of, SVG) of every picture of a kind."""
+    for name, picture in results.pictures.items():
+        if name.startswith(f"{kind}_"):
+            yield escape(name.removeprefix(f"{kind}_").replace("_", " ")), picture
 
 
 def _examples(results: Results) -> Iterable[str]:
     yield "<h2>Examples</h2>"
-    yield _p(
-        "By the pre-trained model's score on the single record: the best, the worst, and the first, which are random."
-    )
+    yield paragraph("By the pre-trained model's score on the single record: the best, the worst, and some at random.")
     for row in results.rows:
         records = results.predictions[row.task]
         if not row.primary or not records:
             continue
         scores = record_scores(row.metric, [r["target"] for r in records], [r["pretrained"] for r in records])
-        order = sorted(range(len(records)), key=lambda number: -scores[number])
-        chosen = dict.fromkeys(range(min(EXAMPLES, len(records))), "first")
-        chosen |= dict.fromkeys(order[-EXAMPLES:], "worst") | dict.fromkeys(order[:EXAMPLES], "best")
+        order = sorted(range(len(records)), key=lambda n: scores[n] if row.metric in LESS_IS_BETTER else -scores[n])
+        drawn = random.Random(1).sample(range(len(records)), min(EXAMPLES, len(records)))  # noqa: S311 - no secret
         yield f"<h3>{escape(row.task_name)}</h3>"
-        for kind in ("best", "worst", "first"):
-            for number in (n for n, k in chosen.items() if k == kind):
+        for kind, chosen in (("best", order[:EXAMPLES]), ("worst", order[-EXAMPLES:]), ("random", drawn)):
+            for number in chosen:
                 yield _example(f"{kind}: {scores[number]:.0f} {row.metric_name}", records[number])
 
 
@@ -175,12 +197,12 @@ def _example(title: str, record: dict[str, str]) -> str:
 
 def _attention(results: Results) -> Iterable[str]:
     yield "<h2>Attention</h2>"
-    yield _p(
+    yield paragraph(
         "The last layer of each pre-trained and fine-tuned model while it answers one test record: every row is a token"
         " that looks, every column one that it can look at, the darker the more (the darkest is the head's largest)."
     )
-    for task, picture in results.attention.items():
-        yield f"<h3>{escape(task.replace('_', ' '))}</h3><div class='wide'>{picture}</div>"
+    for name, picture in _pictures_of("attention", results):
+        yield f"<h3>{name}</h3><div class='wide'>{picture}</div>"
 
 
 def _data(results: Results) -> Iterable[str]:
@@ -201,37 +223,24 @@ def _data(results: Results) -> Iterable[str]:
                 *(entry.get("kept", {}).get(s, 0) for s in splits),
                 entry.get("characters"),
             ]
-            lines.append(_tr([purpose.replace("_", " "), source], [_number(number) for number in numbers]))
+            lines.append(line([purpose.replace("_", " "), source], [number_text(number) for number in numbers]))
     dropped = [f"dropped: {name.replace('_', ' ')}" for name in filters]
     header = ["read", "quarantined", *dropped, "duplicates", *splits, "characters kept"]
-    yield _table(["purpose", "source"], header, lines)
+    yield table(["purpose", "source"], header, lines)
+    yield paragraph("Records held out of which so many word n-grams stand in training text that they count as leaked:")
+    leaked = [
+        line([name.replace("_", " ")], [number_text(one["records"]), number_text(one["leaked"]), f"{one['share']:.1%}"])
+        for name, one in results.leakage.items()
+    ]
+    yield table(["held out"], ["records", "leaked", "share"], leaked)
 
 
 def _origins(results: Results) -> Iterable[str]:
     yield "<h2>Made from</h2>"
-    yield _p("<code>git log -S MD5 --oneline -- dvc.lock</code> finds the commit of a hash,"
-             " <code>dvc get . PATH --rev COMMIT</code> brings the bytes back.", raw=True)  # fmt: skip
+    about = (
+        "<code>git log -S MD5 --oneline -- dvc.lock</code> finds the commit of a hash,"
+        " <code>dvc get . PATH --rev COMMIT</code> brings the bytes back."
+    )
+    yield paragraph(about, raw=True)
     rows = (f"<tr><td>{escape(name)}</td><td><code>{escape(value)}</code></td></tr>" for name, value in results.lineage)
     yield f'<div class="wide"><table>{"".join(rows)}</table></div>'
-
-
-def _p(text: str, raw: bool = False) -> str:
-    return f"<p>{text if raw else escape(text)}</p>"
-
-
-def _table(words: Sequence[str], numbers: Sequence[str], lines: Iterable[str]) -> str:
-    header = "".join(f"<th>{escape(word)}</th>" for word in words)
-    header += "".join(f'<th class="number">{escape(number)}</th>' for number in numbers)
-    return f'<div class="wide"><table><tr>{header}</tr>{"".join(lines)}</table></div>'
-
-
-def _tr(words: Sequence[str], numbers: Sequence[str], kind: str = "") -> str:
-    cells = "".join(f"<td>{escape(word)}</td>" for word in words)
-    cells += "".join(f'<td class="number">{escape(number)}</td>' for number in numbers)
-    return f'<tr class="{kind}">{cells}</tr>'
-
-
-def _number(value: object) -> str:
-    if isinstance(value, float) and value != round(value) and abs(value) < 100:
-        return f"{value:.3f}"
-    return f"{value:,.0f}" if isinstance(value, int | float) else "–" if value is None else str(value)

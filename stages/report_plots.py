@@ -1,7 +1,8 @@
-"""The plots as SVG: learning curves, scores with their intervals, attention. Costs matplotlib's import, 1 s."""
+"""The plots as SVG: learning curves, scores with intervals, calibration, confusion, attention. Costs matplotlib's
+import, 1 s."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,67 @@ def scores_svg(rows: Sequence[Row]) -> str:
     axes.grid(axis="x", color="#e7e9ec")
     axes.tick_params(axis="y", length=0)
     axes.legend(frameon=False, fontsize=9, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return _svg(figure)
+
+
+def buckets_svg(found: Sequence[Mapping[str, Any]], metric_name: str, unit: str) -> str:
+    """The score of each model in each bucket of records (as stages/analysis.py gives them), with 95 % intervals."""
+    figure, axes = _figure(2.6)
+    places = range(len(found))
+    for offset, system in ((-0.06, "pretrained"), (0.06, "scratch")):
+        scores = [bucket[system] for bucket in found]
+        x = [place + offset for place in places]
+        bars = [[one["score"] - one["low"] for one in scores], [one["high"] - one["score"] for one in scores]]
+        bars = [[max(0.0, length) for length in side] for side in bars]
+        style = {"color": COLOURS[system], "lw": 2, "marker": "o", "ms": 5, "capsize": 3}
+        axes.errorbar(x, [one["score"] for one in scores], yerr=bars, label=LABELS[system], **style)
+    ranges = [f"{bucket['low']}–{bucket['high']}\n({bucket['records']} records)" for bucket in found]
+    axes.set_xticks(places, ranges)
+    axes.set_xlabel(unit)
+    axes.set_ylabel(metric_name)
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="y", color="#e7e9ec")
+    axes.legend(frameon=False, fontsize=9)
+    return _svg(figure)
+
+
+def calibration_svg(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Of each model: how often answers are right against how probable the model found them, with 95 % intervals."""
+    figure, axes = _figure(3.4)
+    axes.plot([0, 1], [0, 1], color="#c9cdd3", lw=1)
+    for system, measured in found.items():
+        bins = measured["bins"]
+        right = [one["right"] for one in bins]
+        bars = [[one["right"] - one["right_low"] for one in bins], [one["right_high"] - one["right"] for one in bins]]
+        bars = [[max(0.0, length) for length in side] for side in bars]
+        label = f"{LABELS[system]} (error {measured['error']:.2f})"
+        style = {"color": COLOURS[system], "lw": 1.5, "marker": "o", "ms": 5, "capsize": 3}
+        axes.errorbar([one["probability"] for one in bins], right, yerr=bars, label=label, **style)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("probability of the answer, by the model")
+    axes.set_ylabel("share of right answers")
+    axes.grid(color="#e7e9ec")
+    axes.legend(frameon=False, fontsize=9)
+    return _svg(figure)
+
+
+def confusion_svg(labels: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
+    """Rows are the true labels, columns the answers; the shade is the share of the row."""
+    figure, axes = _figure(1.6 + 0.34 * len(labels))
+    shares = [[count / max(sum(row), 1) for count in row] for row in counts]
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for number, row in enumerate(counts):
+        for column, count in enumerate(row):
+            if count:
+                ink = "white" if shares[number][column] > 0.6 else _INK
+                axes.text(column, number, str(count), ha="center", va="center", fontsize=8, color=ink)
+    names = [_plain(label if len(label) <= 24 else f"{label[:23]}…") for label in labels]
+    axes.set_xticks(range(len(labels)), names, rotation=90, fontsize=8)
+    axes.set_yticks(range(len(labels)), names, fontsize=8)
+    axes.set_xlabel("answer")
+    axes.set_ylabel("true label")
+    axes.tick_params(length=0)
     return _svg(figure)
 
 

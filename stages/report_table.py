@@ -14,22 +14,31 @@ from lightning_modules.errors import PipelineError
 NAMES = {
     "bleu": "BLEU",
     "chrf": "chrF",
+    "ter": "TER",
     "rouge1": "ROUGE-1",
     "rouge2": "ROUGE-2",
     "rougeL": "ROUGE-L",
     "exact_match": "exact match",
     "f1": "F1",
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "distinct1": "distinct-1",
+    "distinct2": "distinct-2",
+    "perplexity": "perplexity",
+    "bits_per_byte": "bits per byte",
 }
+LESS_IS_BETTER = {"ter", "perplexity", "bits_per_byte"}
 HEADER = ("task", "metric", "pre-trained", "from scratch", "baseline", "pre-training bought")
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A score (0–100), or a difference of two, with its 95 % interval."""
+    """A score, or a difference of two, with its 95 % interval; of a difference also the p-value of a paired test."""
 
     score: float
     low: float
     high: float
+    p: float | None = None
 
     def __str__(self) -> str:
         return f"{self.score:.1f} [{self.low:.1f}, {self.high:.1f}]"
@@ -37,6 +46,10 @@ class Interval:
     def signed(self) -> str:
         """As text with the sign of a difference."""
         return f"{self.score:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
+
+    def p_text(self) -> str:
+        """The p-value in words; the smallest that a test of some thousand swaps can give is a bound."""
+        return "" if self.p is None else "p ≤ 0.001" if self.p <= 0.001 else f"p = {self.p:.3f}"
 
 
 @dataclass(frozen=True)
@@ -56,27 +69,50 @@ class Row:
 
     @property
     def metric_name(self) -> str:
-        """The metric's usual spelling."""
-        return NAMES.get(self.metric, self.metric)
+        """The metric's usual spelling, with a hint where less is better."""
+        return NAMES.get(self.metric, self.metric) + (" (less is better)" if self.metric in LESS_IS_BETTER else "")
 
     @property
     def task_name(self) -> str:
         """The task in words."""
         return self.task.replace("_", " ")
 
+    @property
+    def outcome(self) -> str:
+        """`gain`, `loss` or `unsure`: on which side of zero the whole interval of the difference lies."""
+        if self.difference.low <= 0 <= self.difference.high:
+            return "unsure"
+        return "gain" if (self.difference.low > 0) != (self.metric in LESS_IS_BETTER) else "loss"
+
     def verdict(self) -> str:
         """What pre-training bought on this task, in one honest sentence."""
-        gain = f"{self.difference.signed()} {self.metric_name}"
-        if self.difference.low > 0:
-            words = f"Pre-training bought {gain}"
-        elif self.difference.high < 0:
-            words = f"Pre-training cost {gain}"
-        else:
-            words = f"Pre-training made no sure difference: {gain}, and the interval holds zero"
+        p = self.difference.p_text()
+        gain = f"{self.difference.signed()} {self.metric_name}" + (f" ({p})" if p else "")
+        words = {
+            "gain": f"Pre-training bought {gain}",
+            "loss": f"Pre-training cost {gain}",
+            "unsure": f"Pre-training made no sure difference: {gain}, and the interval holds zero",
+        }[self.outcome]
         words += f": {self.pretrained.score:.1f} against {self.scratch.score:.1f} from scratch"
-        if self.pretrained.score <= self.baseline.score:
+        ahead = self.pretrained.score - self.baseline.score
+        if (-ahead if self.metric in LESS_IS_BETTER else ahead) <= 0:
             words += f", but no more than the trivial baseline ({self.baseline_name}: {self.baseline.score:.1f})"
+        if self.outcome == "unsure":
+            half = (self.difference.high - self.difference.low) / 2
+            words += (
+                f". With {self.records} test records a difference below about {half:.1f} cannot be told from chance"
+            )
         return words + "."
+
+
+def headline(rows: Sequence[Row]) -> str:
+    """On how many tasks pre-training won, by their primary metrics, and on which it did not."""
+    primary = [row for row in rows if row.primary]
+    words = {"loss": "it cost", "unsure": "no sure difference"}
+    others = [f"{row.task_name} ({words[row.outcome]})" for row in primary if row.outcome != "gain"]
+    won = len(primary) - len(others)
+    told = f"Pre-training won on {won} of {len(primary)} tasks, outside the 95 % interval"
+    return f"{told}; not on {', '.join(others)}." if others else f"{told}."
 
 
 def comparison_table(reports: Path) -> list[Row]:

@@ -38,6 +38,7 @@ SMALL = {
     "finetune.warmup_steps": 5,
     "evaluate.max_records": 20,
     "evaluate.bootstrap_samples": 100,
+    "leakage.max_share": 1.0,  # so few words make the same sentences again
 }
 SHAPE = {"d_model": 32, "d_ff": 64, "max_length": 160, "start_from": None}
 

@@ -109,6 +109,12 @@ HUB = "{kind: hub, path: wikitext, name: v1, split: train, revision: main"
         (PAIRS, PAIRS.replace("from:", "form:"), "form:", "data.translation[0].form: unknown key; did you mean from?"),
         (PAIRS, PAIRS.replace(", to: de", ""), "_pairs", "data.translation[0].to: this key is missing: add it"),
         (PAIRS, PAIRS.replace("_pairs", "_pair"), "_pair,", "did you mean homeassistant_pairs?"),
+        (
+            PAIRS,
+            "{source: botocore, reader: parallel, target: homeasistant}",
+            "reader: parallel",
+            "data.translation[0].target: no such source: 'homeasistant'; did you mean homeassistant?",
+        ),
         (PAIRS, "{source: botocore}", "{source: botocore}", "data.translation[0].reader: this key is missing"),
         (PAIRS, "{source: botocore, reader: text, split: line}", "reader: text", "gives text, but translation needs"),
         (

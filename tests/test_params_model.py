@@ -142,8 +142,9 @@ def objective(value: str) -> tuple[str, str]:
         (
             [ENCODER, objective("masked_lm")],
             "  translation:        {steps",
-            "tasks.translation: model.architecture encoder writes no text, it points at answers in its source: remove "
-            "this task, here and from data, or take another architecture (it can do question_answering)",
+            "tasks.translation: model.architecture encoder writes no text, it points at answers in its source "
+            "and names classes: remove this task, here and from data, or take another architecture "
+            "(it can do question_answering)",
         ),
         (
             [DECODER, (QUESTIONS, QUESTIONS.replace("256", "449"))],

@@ -1,141 +1,288 @@
-"""Models in a real registry: loadable without our repository, the better one champion, nothing registered twice."""
+"""Models in a real registry: the surely better one champion, the broken one refused, served without our repository."""
 
 import json
 import os
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+import tiny
+import torch
+from mlflow_tools import free_port, server, wait_for
+from registered import MODEL, RECORDS, TASK, params, records, write_model, write_results
+from sacrebleu.metrics.chrf import CHRF
+from safetensors.torch import load_file, save_file
 
 from lightning_modules.errors import PipelineError
-from lightning_modules.model_folder import new_model, save_model
+from lightning_modules.model_folder import save_model
 from lightning_modules.text_to_text import TextToText
-from lightning_modules.transformer.config import TransformerConfig
+from lightning_modules.transformer.heads import SpanReader
 from stages.delivery import tracking_uri
-from stages.params import Params, load_params
+from stages.promotion import check_export
 from stages.register import register_all
 from stages.tasks import TASKS
 
 REPOSITORY = Path(__file__).parents[1]
-TASK = "translation"
-MODEL = "transformer-translation"
-
-
-def write_model(folder: Path, seed: int) -> None:
-    """An untrained model of two dozen thousand weights, with a tokenizer of bytes."""
-    special = ["<pad>", "<s>", "</s>", "<unk>", "<mask>"]
-    vocabulary = {token: i for i, token in enumerate([*special, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(special)
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder.parent / "bytes.json"
-    tokenizer.save(str(file))
-    shape: Any = {"d_model": 16, "heads": 2, "d_ff": 32, "encoder_layers": 1, "decoder_layers": 1, "max_length": 32}
-    config = TransformerConfig(architecture="encoder_decoder", vocab_size=len(vocabulary), norm="pre", **shape)
-    save_model(folder, new_model(config, seed), file, {"max_source_tokens": 32, "max_target_tokens": 8})
-    (folder / "training.json").write_text(json.dumps({"mlflow_run_id": "abc"}))
-
-
-def write_score(root: Path, score: float) -> None:
-    numbers = {"pretrained": score, "pretrained_low": score - 1, "pretrained_high": score + 1}
-    metric = numbers | {"gain": 3.0, "gain_low": 2.0, "gain_high": 4.0}
-    (root / "reports").mkdir(exist_ok=True)
-    (root / "reports" / "metrics.json").write_text(json.dumps({TASK: {TASKS[TASK].primary: metric}}))
 
 
 @pytest.fixture
-def params() -> Params:
-    whole = load_params(REPOSITORY / "params.yaml")
-    return whole.model_copy(update={"tasks": {TASK: whole.tasks[TASK]}})
+def root(study: Path) -> Path:
+    write_model(study, seed=1)
+    write_results(study, right=0.5)
+    return study
 
 
-@pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("MLFLOW_TRACKING_URI", "PIPELINE_RUN", "DVC_STAGE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
-    write_model(tmp_path / "models" / TASK, seed=1)
-    write_score(tmp_path, 20.0)
-    return tmp_path
-
-
-def test_models_are_registered_once_compared_and_load_anywhere(root: Path, params: Params) -> None:
+def client(root: Path) -> Any:
     from mlflow import MlflowClient
 
-    first = register_all(params, root)[TASK]
-    assert (first["version"], first["alias"], first["uri"]) == ("1", "champion", f"models:/{MODEL}@champion")
-    client = MlflowClient(tracking_uri(root))
-    tags = client.get_model_version(MODEL, "1").tags
-    assert (tags["score"], tags["metric"], tags["training_run"]) == ("20.0", TASKS[TASK].primary, "abc")
-    assert tags["gain_interval"] == "2.0 to 4.0"
+    return MlflowClient(tracking_uri(root))
 
-    again = register_all(params, root)[TASK]
+
+def aliases(root: Path) -> dict[str, str]:
+    return {alias: str(number) for alias, number in client(root).get_registered_model(MODEL).aliases.items()}
+
+
+def chrf(answers: list[str], texts: list[str]) -> float:
+    return float(CHRF().corpus_score(answers, [texts]).score)
+
+
+def test_models_are_registered_once_and_the_surely_better_is_champion(root: Path) -> None:
+    first = register_all(params(), root)[TASK]
+    assert (first["version"], first["alias"], first["uri"]) == ("1", "champion", f"models:/{MODEL}@champion")
+    tags = client(root).get_model_version(MODEL, "1").tags
+    assert (tags["score"], tags["metric"], tags["training_run"]) == ("50.0", TASKS[TASK].primary, "abc")
+    assert (tags["gain_interval"], tags["leaked_share"]) == ("2.0 to 4.0", "0.0")
+    assert "outputs are identical" in tags["export"]
+
+    again = register_all(params(), root)[TASK]
     assert (again["version"], again["alias"]) == ("1", "champion"), "the same model is not registered twice"
 
-    write_model(root / "models" / TASK, seed=2)
-    write_score(root, 19.0)
-    worse = register_all(params, root)[TASK]
-    assert (worse["version"], worse["alias"]) == ("2", "challenger")
-    assert worse["reason"] == "not better than version 1: 19.00 against 20.00"
+    write_model(root, seed=2)
+    write_results(root, right=0.52)  # one record more, which chance may give
+    little = register_all(params(), root)[TASK]
+    assert (little["version"], little["alias"]) == ("2", "challenger")
+    assert little["reason"].startswith("not surely better than version 1: chrf +")
+    assert float(client(root).get_model_version(MODEL, "2").tags["p_value"]) > 0.05
 
-    write_model(root / "models" / TASK, seed=3)
-    write_score(root, 21.0)
-    better = register_all(params, root)[TASK]
+    write_model(root, seed=3)
+    write_results(root, right=0.9)
+    better = register_all(params(), root)[TASK]
     assert (better["version"], better["alias"]) == ("3", "champion")
-    aliases = client.get_registered_model(MODEL).aliases
-    assert {alias: str(number) for alias, number in aliases.items()} == {"champion": "3", "challenger": "2"}
+    assert aliases(root) == {"champion": "3", "challenger": "2"}
+    tags = client(root).get_model_version(MODEL, "3").tags
+    texts = [row["target"] for row in records()]
+    answers = [text if number < 0.9 * RECORDS else "???" for number, text in enumerate(texts)]
+    before = [text if number < 0.5 * RECORDS else "???" for number, text in enumerate(texts)]
+    assert float(tags["difference"]) == pytest.approx(chrf(answers, texts) - chrf(before, texts), abs=1e-3)
+    assert (tags["compared_with"], tags["replaced"], tags["alias_reason"]) == ("1", "1", better["reason"])
+    assert float(tags["p_value"]) < 0.05
 
-    write_model(root / "models" / TASK, seed=4)
-    write_score(root, 50.0)
-    (root / "dvc.lock").write_text(
-        json.dumps({"stages": {"e": {"deps": [{"path": f"data/prepared/{TASK}/test.parquet", "md5": "other"}]}}})
-    )
-    other = register_all(params, root)[TASK]
+
+def test_a_champion_that_was_scored_on_other_texts_answers_these(root: Path) -> None:
+    register_all(params(), root)
+    texts = [row["source"] for row in records(first=100)]
+    theirs = TextToText.load(root / "models" / TASK).generate(texts)
+    write_model(root, seed=2)
+    write_results(root, right=0.5, first=100)
+    assert register_all(params(), root)[TASK]["alias"] == "champion"
+    tags = client(root).get_model_version(MODEL, "2").tags
+    answers = [text if number < 0.5 * RECORDS else "???" for number, text in enumerate(texts)]
+    assert float(tags["difference"]) == pytest.approx(chrf(answers, texts) - chrf(theirs, texts), abs=1e-3)
+
+
+def test_a_champion_that_cannot_answer_stays_champion(root: Path) -> None:
+    register_all(params(), root)
+    [config] = (root / ".pipeline" / "mlartifacts").rglob(f"artifacts/{TASK}/config.json")
+    config.write_text("{}")
+    write_model(root, seed=2)
+    write_results(root, right=1.0, first=100)
+    other = register_all(params(), root)[TASK]
     assert other["alias"] == "challenger"
-    assert other["reason"] == "not comparable with version 3, which was scored on other test texts"
-
-    assert loaded_elsewhere(root) == TextToText.load(root / "models" / TASK).generate(["Open the door", ""])
+    assert other["reason"].startswith("version 1 cannot be compared on these test texts: ")
 
 
-def loaded_elsewhere(root: Path) -> list[str]:
-    """What the challenger answers in a process that has MLflow, but not our repository, at hand."""
-    folder = root / "elsewhere"
-    folder.mkdir()
-    script = f"""
-import json, mlflow, pandas
-model = mlflow.pyfunc.load_model("models:/{MODEL}@challenger")
+def spoil(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    next(iter(weights.values())).view(-1)[0] = torch.nan
+    save_file(weights, folder / "model.safetensors")
+
+
+def test_the_gate_refuses(root: Path) -> None:
+    ours = params()
+    rules = ours.promotion.model_copy(update={"min_score": {TASK: 40.0}, "check_export": False})
+    ours = ours.model_copy(update={"promotion": rules})
+    register_all(ours, root)
+    cases: list[tuple[dict[str, float], str]] = [
+        ({"score": float("nan")}, "its score is nan"),
+        ({"score": 39.0}, "its score, 39.00, is below promotion.min_score, 40"),
+        ({"leaked": 0.25}, "25.0% of its test records stand in training text, leakage.max_share is 0.1"),
+        ({}, "tensors hold what is no finite number"),
+    ]
+    folder = write_model(root, seed=2)
+    for results, says in cases:
+        if not results:
+            spoil(folder)
+        write_results(root, right=1.0, **results)
+        refused = register_all(ours, root)[TASK]
+        assert (refused["version"], refused["alias"], refused["state"]) == ("2" if results else "3", None, "refused")
+        assert says in refused["reason"]
+        assert client(root).get_model_version(MODEL, refused["version"]).tags["alias_reason"] == refused["reason"]
+        assert aliases(root) == {"champion": "1"}
+    write_model(root, seed=2)  # the same as version 2, measured anew and found to be good
+    assert register_all(ours, root)[TASK]["version"] == "2"
+    assert aliases(root) == {"champion": "2"}
+
+
+def test_a_model_whose_answers_hang_on_rounding_is_refused_for_its_export(tmp_path: Path) -> None:
+    model = tiny.model()
+    for parameter in model.parameters():
+        parameter.data.mul_(1000)
+    save_model(tmp_path, model, tiny.write_tokenizer(tmp_path / "t"), {})
+    fine, found = check_export(tmp_path, tiny.sentences()[:10])
+    assert not fine
+    assert found.startswith("exported, it does not write the same: ")
+    assert "probabilities of tokens differ by" in found
+
+
+def test_an_encoder_has_no_export_that_writes(tmp_path: Path) -> None:
+    save_model(tmp_path, SpanReader(tiny.model(architecture="encoder")), tiny.write_tokenizer(tmp_path / "t"), {})
+    assert check_export(tmp_path, ["A text."]) == (True, "not checked: a SpanReader writes no text")
+
+
+LOAD = """
+import json, sys
+for name in ("pytorch_lightning", "prefect", "dvc", "datasets", "transformers", "sacrebleu"):
+    sys.modules[name] = None  # what the requirements do not name is not there
+import mlflow, pandas
+model = mlflow.pyfunc.load_model(sys.argv[1])
 import lightning_modules
-assert "{REPOSITORY}" not in lightning_modules.__file__, lightning_modules.__file__
-print(json.dumps(model.predict(pandas.DataFrame({{"source": ["Open the door", ""]}}))))
-requirements = mlflow.pyfunc.get_model_dependencies("models:/{MODEL}@challenger")
-assert "+" not in open(requirements).read()
+assert sys.argv[2] not in lightning_modules.__file__, lightning_modules.__file__
+print(json.dumps(model.predict(pandas.DataFrame({"source": json.loads(sys.argv[3])}))))
+assert "+" not in open(mlflow.pyfunc.get_model_dependencies(sys.argv[1])).read()
 """
-    environment = {"MLFLOW_TRACKING_URI": tracking_uri(root), "PATH": os.environ["PATH"]}
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+
+
+def test_it_loads_and_serves_where_our_repository_is_not(root: Path) -> None:
+    register_all(params(), root)
+    texts = ["Open the door", ""]
+    expected = TextToText.load(root / "models" / TASK).generate(texts)
+    uri, elsewhere = f"models:/{MODEL}@champion", root / "elsewhere"
+    elsewhere.mkdir()
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {"MLFLOW_TRACKING_URI": tracking_uri(root), "PATH": path}
+    command = [sys.executable, "-c", LOAD, uri, str(REPOSITORY), json.dumps(texts)]
+    done = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    answers: list[str] = json.loads(done.stdout.strip().split("\n")[0])
-    return answers
+    assert json.loads(done.stdout.strip().split("\n")[0]) == expected
+
+    port = free_port()
+    command = ["mlflow", "models", "serve", "-m", uri, "--env-manager", "local", "-p", str(port)]
+    with (root / "serve.log").open("w") as log:
+        serving = subprocess.Popen(command, cwd=elsewhere, env=environment, stdout=log, stderr=log, process_group=0)
+    try:
+        body = json.dumps({"dataframe_split": {"columns": ["source"], "data": [[text] for text in texts]}}).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/invocations", body)
+        request.add_header("Content-Type", "application/json")
+        answers: list[Any] = []
+
+        def answered() -> bool:
+            assert serving.poll() is None, (root / "serve.log").read_text()
+            try:
+                with urllib.request.urlopen(request, timeout=10) as response:
+                    answers.append(json.loads(response.read()))
+            except OSError:
+                return False
+            return True
+
+        wait_for(answered)
+        assert answers == [{"predictions": expected}]
+    finally:
+        os.killpg(serving.pid, 9)
+        serving.wait()
 
 
-def test_without_a_server_it_is_an_error(root: Path, params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_registered_holds_no_pickle_and_says_what_it_takes(root: Path) -> None:
+    register_all(params(), root)
+    from mlflow.artifacts import download_artifacts
+    from mlflow.models import get_model_info
+
+    uri = f"models:/{MODEL}/1"
+    files = [path for path in Path(download_artifacts(uri, dst_path=str(root / "copy"))).rglob("*") if path.is_file()]
+    assert {"model.safetensors", "tokenizer.json", "config.json", "input_example.json"} <= {path.name for path in files}
+    for path in files:
+        assert path.suffix not in {".pkl", ".pickle", ".pt", ".bin"}
+        assert path.read_bytes()[:2] not in {b"\x80\x04", b"\x80\x05"}, f"{path} is a pickle"
+        assert path.name != "predictions.jsonl", "who serves a model need not have the test texts"
+    info = get_model_info(uri)
+    assert info.signature.inputs.input_names() == ["source"]
+    assert info.saved_input_example_info
+
+
+REGISTER = """
+import sys, time
+from pathlib import Path
+sys.path[:0] = sys.argv[1:3]
+from registered import params
+from stages.register import register_all
+Path("ready").touch()
+while not Path("../go").exists():
+    time.sleep(0.01)
+print(register_all(params(), Path.cwd()))
+"""
+
+
+def test_two_workspaces_that_register_at_once_leave_the_better_as_champion(root: Path) -> None:
+    port = free_port()
+    with server(root, port):
+        environment = os.environ | {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"}
+        folders = {"good": (0.5, 2), "best": (1.0, 3)}
+        for name, (right, seed) in folders.items():
+            (root / name).mkdir()
+            write_model(root / name, seed)
+            write_results(root / name, right)
+        command = [sys.executable, "-c", REGISTER, str(REPOSITORY), str(REPOSITORY / "tests")]
+        both = [
+            subprocess.Popen(command, cwd=root / name, env=environment, stdout=subprocess.PIPE, text=True)
+            for name in folders
+        ]
+        wait_for(lambda: all((root / name / "ready").exists() for name in folders))
+        (root / "go").touch()
+        said = [process.communicate()[0] for process in both]
+        assert [process.returncode for process in both] == [0, 0], said
+
+        from mlflow import MlflowClient
+
+        remote = MlflowClient(environment["MLFLOW_TRACKING_URI"])
+        versions = {tags["score"]: str(version.version) for version, tags in _tagged(remote)}
+        assert set(versions.values()) == {"1", "2"}
+        found = remote.get_registered_model(MODEL).aliases
+        assert str(found["champion"]) == versions["100.0"]
+        assert {tags["state"] for _, tags in _tagged(remote)} <= {"promoted", "challenger"}
+        assert str(found.get("challenger", versions["50.0"])) == versions["50.0"]
+
+
+def _tagged(remote: Any) -> list[tuple[Any, dict[str, str]]]:
+    return [(version, version.tags) for version in remote.search_model_versions(f"name='{MODEL}'")]
+
+
+def test_without_a_server_it_is_an_error(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
     with pytest.raises(PipelineError, match=r"^MLflow at http://127.0.0.1:9 does not answer, so nothing is registered"):
-        register_all(params, root)
+        register_all(params(), root)
 
 
-def test_missing_results_and_models_are_one_line(root: Path, params: Params) -> None:
-    (root / "reports" / "metrics.json").write_text("{}")
-    with pytest.raises(PipelineError, match="has no chrf of translation: run the report stage again"):
-        register_all(params, root)
-    write_score(root, 20.0)
+def test_missing_results_and_models_are_one_line(root: Path) -> None:
+    (root / "reports" / "leakage.json").write_text("{}")
+    with pytest.raises(PipelineError, match=r"leakage.json no share \('translation/test'\): run the stages"):
+        register_all(params(), root)
+    write_results(root, right=0.5)
+    (root / "reports/tasks" / TASK / "predictions.jsonl").write_text('{"source": "a", "target": "b"}\n')
+    with pytest.raises(PipelineError, match=r"predictions.jsonl holds no answers of pretrained .*: run evaluate again"):
+        register_all(params(), root)
+    write_results(root, right=0.5)
     (root / "models" / TASK / "config.json").unlink()
     with pytest.raises(PipelineError, match=r"models/translation is not a whole model .* run finetune@translation"):
-        register_all(params, root)
+        register_all(params(), root)

@@ -4,8 +4,10 @@ import csv
 import json
 import random
 import re
+import shutil
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,12 @@ from lightning_modules.errors import PipelineError
 from lightning_modules.flops import parameters
 from stages.estimate_devices import CPU_SHARE
 from stages.estimate_trainings import trainings
+from stages.evaluate import Answers, Texts, analyse, summarise, write_predictions
 from stages.params import load_params
 from stages.report import gather, metrics
 from stages.report_page import page
 from stages.report_plots import attention_svg
-from stages.report_table import HEADER, Interval, Row, comparison_table, table_text
-from stages.scores import score_task
+from stages.report_table import HEADER, comparison_table, table_text
 from stages.tasks import TASKS
 
 REPOSITORY = Path(__file__).parents[1]
@@ -30,25 +32,38 @@ SMALL = Path(__file__).with_name("params.yaml")
 EVIL = "<script>alert('x')</script> & \"quoted\""
 
 
-def write_results(root: Path, records: int = 40) -> None:
-    """Results of all three tasks as the stages before leave them, with text that would break a careless page."""
-    draw = random.Random(1)
+def texts_of(task: str, records: int, draw: random.Random) -> tuple[Texts, dict[str, Answers]]:
+    """Test records with text that would break a careless page, and answers of which more or fewer words are right."""
     words = ["create", "delete", "list", "the", "your", "table", "bucket", "policy", "role", "name", "of", "for"]
-    for task, about in TASKS.items():
-        targets = [" ".join(draw.choices(words, k=6)) for _ in range(records)]
-        answers = {
-            system: [" ".join(w if draw.random() < right else "x" for w in target.split()) for target in targets]
-            for system, right in (("pretrained", 0.8), ("scratch", 0.5), ("baseline", 0.3))
-        }
-        scores = score_task(about.metrics, targets, answers, 100, 1)
-        summary = {"task": task, "records": records, "primary": about.primary, "baseline_name": about.baseline_name}
+    about = TASKS[task]
+    targets = [" ".join(draw.choices(words, k=1 if about.kind == "class" else 6)) for _ in range(records)]
+    answers = {
+        system: [" ".join(w if draw.random() < right else "x" for w in target.split()) for target in targets]
+        for system, right in (("pretrained", 0.8), ("scratch", 0.5), ("baseline", 0.3))
+    }
+    filler = [" ".join(draw.choices(words, k=draw.randint(1, 60))) for _ in targets]
+    sources = [f"{EVIL} {lead} {target} \u2028" for lead, target in zip(filler, targets, strict=True)]
+    found = {}
+    if about.kind == "span":
+        targets[:5] = [""] * 5  # questions without an answer
+    for system, better in (("pretrained", 0.9), ("scratch", 1.0)):
+        sizes = np.array([[len(target)] for target in targets], dtype=np.float64)
+        likelihood_N3 = sizes * [better, 0.25, 1.0]
+        probabilities = None if about.kind == "text" else [draw.random() for _ in targets]
+        found[system] = Answers(answers[system], probabilities, likelihood_N3, cut=3)
+    return Texts([str(n) for n in range(records)], sources, targets, answers["baseline"]), found
+
+
+def write_results(root: Path, records: int = 40) -> None:
+    """Results of all tasks as the stages before leave them."""
+    draw = random.Random(1)
+    for task in TASKS:
+        texts, found = texts_of(task, records, draw)
         folder = root / "reports" / "tasks" / task
         folder.mkdir(parents=True)
-        (folder / "metrics.json").write_text(json.dumps(summary | scores))
-        with (folder / "predictions.jsonl").open("w") as file:
-            for number, target in enumerate(targets):
-                row = {"id": str(number), "source": f"{EVIL} {target} \u2028", "target": target}
-                file.write(json.dumps(row | {s: a[number] for s, a in answers.items()}, ensure_ascii=False) + "\n")
+        (folder / "metrics.json").write_text(json.dumps(summarise(task, texts, found, 100, 1)))
+        (folder / "analysis.json").write_text(json.dumps(analyse(task, texts, found, 100, 1)))
+        write_predictions(folder / "predictions.jsonl", texts, found)
         curve = [("init", "step", "train_loss", "validation_loss")]
         for system, worse in (("pretrained", 0.0), ("scratch", 0.8)):
             for step in range(20, 620, 20):
@@ -73,12 +88,19 @@ def write_upstream(root: Path) -> None:
     }
     prepare = {"pretraining": {"botocore": counts, "<b>mine</b>": counts}, "translation": {"homeassistant": counts}}
     (root / "reports" / "prepare.json").write_text(json.dumps(prepare))
+    measures = {name: {"score": 1.5, "low": 1.4, "high": 1.62} for name in ("perplexity", "bits_per_byte")}
+    measured = {"objective": {"causal_lm": 1.0}, "batches": 32, "tokens": 65536}
+    (root / "reports" / "pretraining.json").write_text(json.dumps(measured | measures))
+    leakage = {"translation/test": {"records": 40, "leaked": 3, "share": 0.075, "histogram": [0] * 10}}
+    (root / "reports" / "leakage.json").write_text(json.dumps(leakage))
     for name in ("pretrained", *TASKS, *(f"{task}-scratch" for task in TASKS)):
         folder = root / "models" / name
         folder.mkdir(parents=True)
         numbers = {"steps": 600, "tokens": 2_400_000, "seconds": 71.5, "tokens_per_second": 33566.4, "best_step": 600}
         numbers |= {"flops": 5e12, "peak_flops": 2e11, "peak_memory": 9e8, "devices": 1, "on_gpu": False}
         (folder / "training.json").write_text(json.dumps(numbers | {"validation_loss": 2.345, "parameters": 4_000_000}))
+        limits = {"max_source_tokens": 64, "max_target_tokens": 16}
+        (folder / "config.json").write_text(json.dumps({"transformer": {"d_model": 128, "heads": 4}, "limits": limits}))
     with (root / "models" / "pretrained" / "curve.csv").open("w", newline="") as file:
         rows = [
             (step, 9 * step**-0.2, 9.1 * step**-0.2 if step % 300 == 0 else "", 1e-3, 30000)
@@ -92,30 +114,22 @@ def write_upstream(root: Path) -> None:
     (root / "dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": lock}))
 
 
-def row(difference: tuple[float, float, float], baseline: float = 10) -> Row:
-    rest = {"metric": "chrf", "primary": True, "records": 9, "baseline_name": "copy the source", "signature": ""}
-    scores = {
-        "pretrained": Interval(30, 28, 32),
-        "scratch": Interval(26, 25, 27),
-        "baseline": Interval(baseline, 9, 11),
-    }
-    return Row(task="question_answering", difference=Interval(*difference), **scores, **rest)  # type: ignore[arg-type]
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("written")
+    write_results(root)
+    return root
 
 
-def test_the_verdict_is_honest() -> None:
-    assert row((4, 2.5, 5.5)).verdict() == (
-        "Pre-training bought +4.0 [+2.5, +5.5] chrF: 30.0 against 26.0 from scratch."
-    )
-    assert (
-        row((1, -0.5, 2)).verdict().startswith("Pre-training made no sure difference: +1.0 [-0.5, +2.0] chrF, and the")
-    )
-    assert row((-1, -2, -0.5)).verdict().startswith("Pre-training cost -1.0 [-2.0, -0.5] chrF: ")
-    assert "but no more than the trivial baseline (copy the source: 40.0)." in row((4, 2, 5), baseline=40).verdict()
+@pytest.fixture
+def root(written: Path, tmp_path: Path) -> Path:
+    """A copy of the results, to change at will."""
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
+    return tmp_path
 
 
-def test_the_table_holds_every_metric_with_the_primary_first(tmp_path: Path) -> None:
-    write_results(tmp_path)
-    rows = comparison_table(tmp_path / "reports")
+def test_the_table_holds_every_metric_with_the_primary_first(root: Path) -> None:
+    rows = comparison_table(root / "reports")
     assert len(rows) == sum(len(task.metrics) for task in TASKS.values())
     firsts = {row.task: row for row in reversed(rows)}
     assert all(firsts[name].metric == task.primary for name, task in TASKS.items())
@@ -147,9 +161,8 @@ class Tags(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_is_whole_and_quotes_the_data_as_text(tmp_path: Path) -> None:
-    write_results(tmp_path)
-    results = gather(tmp_path)
+def test_the_page_is_whole_and_quotes_the_data_as_text(root: Path) -> None:
+    results = gather(root)
     html = page(results)
     tags = Tags()
     tags.feed(html)
@@ -158,49 +171,73 @@ def test_the_page_is_whole_and_quotes_the_data_as_text(tmp_path: Path) -> None:
     assert tags.outside == []
     assert "&lt;script&gt;" in html
     assert "&lt;b&gt;mine" in html
-    assert html.count("<svg") == 8, "scores, pre-training, three tasks and where their models look"
+    assert html.count("<svg") == len(results.pictures)
+    assert {name for name in results.pictures if not name.startswith(("curve_", "attention_", "length_"))} == {
+        *("scores", "evidence_question_answering", "confusion_classification"),
+        *("calibration_question_answering", "calibration_classification"),
+    }
     for primary in (row for row in results.rows if row.primary):
         assert primary.verdict() in html
-    for shown in ("1,234,567", "quarantined", "0123456789abcdef.dir", "best: 100"):
+    for shown in (
+        "1,234,567",
+        "quarantined",
+        "0123456789abcdef.dir",
+        "best: 100",
+        "random: ",
+        "bits per byte",
+        "7.5%",
+        "(causal_lm, 65,536 predictions): 1.50 [1.40, 1.62] perplexity",
+        "and so cut: ",
+        "translation 3",
+        "without an answer",
+        "p = 0.010",
+    ):
         assert shown in html
-    assert str(tmp_path) not in html
+    assert str(root) not in html
     assert str(REPOSITORY) not in html
 
 
-def test_numbers_for_dvc_metrics_show(tmp_path: Path) -> None:
-    write_results(tmp_path)
-    table = metrics(gather(tmp_path))
+def test_numbers_for_dvc_metrics_show(root: Path) -> None:
+    table = metrics(gather(root))
     chrf = table["translation"]["chrf"]
     assert chrf["gain"] == pytest.approx(chrf["pretrained"] - chrf["scratch"], abs=1e-3)
     assert chrf["gain_low"] <= chrf["gain"] <= chrf["gain_high"]
-    assert table["pretraining"] == {"validation_loss": 2.345, "steps": 600, "tokens": 2400000, "seconds": 71.5}
+    assert 0 < chrf["gain_p"] <= 1
+    bits = table["translation"]["bits_per_byte"]
+    assert bits["pretrained"] == pytest.approx(0.9 * bits["scratch"], abs=1e-3)
+    assert set(table["question_answering"]["calibration_error"]) == {"pretrained", "scratch"}
+    trained = {"validation_loss": 2.345, "steps": 600, "tokens": 2400000, "seconds": 71.5}
+    assert table["pretraining"] == trained | {"test_perplexity": 1.5, "test_bits_per_byte": 1.5}
 
 
-def test_what_is_missing_or_broken_is_one_line(tmp_path: Path) -> None:
+def test_what_is_missing_or_broken_is_one_line(written: Path, tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="holds no result: run the evaluate stages first"):
         gather(tmp_path)
-    write_results(tmp_path)
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "reports" / "tasks" / "translation" / "metrics.json"
     path.write_text(path.read_text().replace('"primary"', '"first"'))
     with pytest.raises(PipelineError, match=r"translation/metrics.json is not what evaluate writes \(KeyError"):
         gather(tmp_path)
 
 
-def test_the_stage_writes_both_files_and_prints_the_table(tmp_path: Path) -> None:
-    write_results(tmp_path)
+def test_the_stage_writes_both_files_and_prints_the_table(root: Path) -> None:
     command = [sys.executable, "-m", "stages.report"]
     environment = {"PYTHONPATH": str(REPOSITORY), "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}  # nobody there
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True)
     assert re.search(r"^translation +chrF +\d", done.stdout, re.MULTILINE)
     assert done.stdout.rstrip().endswith("report: reports/report.html")
-    assert set(json.loads((tmp_path / "reports" / "metrics.json").read_text())) == {*TASKS, "pretraining"}
-    assert (tmp_path / "reports" / "report.html").read_text().startswith("<!doctype html>")
+    assert set(json.loads((root / "reports" / "metrics.json").read_text())) == {*TASKS, "pretraining"}
+    assert (root / "reports" / "report.html").read_text().startswith("<!doctype html>")
+    assert {path.stem for path in (root / "reports" / "model_cards").glob("*.md")} == set(TASKS)
+    plots = {path.stem: path.read_text() for path in (root / "reports" / "plots").glob("*.svg")}
+    assert plots == gather(root).pictures
+    for picture in plots.values():
+        ElementTree.fromstring(picture)
     assert "warning: MLflow at http://127.0.0.1:9 does not answer" in done.stderr
 
 
-def test_estimates_stand_beside_what_it_took(tmp_path: Path) -> None:
-    write_results(tmp_path)
-    results = gather(tmp_path)
+def test_estimates_stand_beside_what_it_took(root: Path) -> None:
+    results = gather(root)
     planned = {one.name: one for one in trainings(load_params(SMALL))}
     for name, training in (("pretrained", planned["pretrain"]), ("translation-scratch", planned["translation"])):
         flops, seconds, memory = (cost for cost in results.costs if cost.model == name)
