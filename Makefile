@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test ui serve-flows overfit find-learning-rate rollback seeds lint clean lock
+.PHONY: help demo test ui serve-flows status overfit find-learning-rate rollback seeds lint clean lock
 
 PYTHON ?=
 PORT ?= 5000
@@ -32,6 +32,9 @@ ui: $(INSTALLED)  ## open MLflow (runs, metrics, models) on http://127.0.0.1:500
 
 serve-flows: $(INSTALLED)  ## open Prefect (flow runs, logs) on http://127.0.0.1:4200 and run the schedules of prefect.yaml
 	@$(BIN)/python -m flows.serve
+
+status: $(INSTALLED)  ## what is running, how far, how long yet; what failed last, and why
+	@$(BIN)/python -m flows.status
 
 overfit: $(INSTALLED)  ## can the model of params.yaml learn one batch by heart? (ARGS=translation: a task's)
 	@$(BIN)/python -m stages.overfit $(ARGS)

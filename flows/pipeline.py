@@ -24,8 +24,10 @@ from flows.artifacts import publish
 from flows.devices import DevicePool
 from flows.events import Listener, listener
 from flows.graph import Plan, Stage, read_plan
+from flows.notify import tell_webhook
 from flows.progress import ProgressThinner, parse_progress
 from flows.run_stage import Outcome, Result, StageRunner
+from flows.status import StatusWriter
 from flows.workspace import workspace
 from lightning_modules.errors import PipelineError
 
@@ -146,7 +148,7 @@ def flush() -> None:
     EventsWorker.drain_all(timeout=FLUSH_SECONDS)
 
 
-@flow(name="pipeline", persist_result=False)
+@flow(name="pipeline", persist_result=False, on_failure=[tell_webhook], on_crashed=[tell_webhook])
 def pipeline(targets: list[str] | None = None, overrides: dict[str, Any] | None = None) -> State[Any]:
     """From raw text to evaluated, registered models: every stage of dvc.yaml that DVC finds changed.
 
@@ -161,9 +163,13 @@ def pipeline(targets: list[str] | None = None, overrides: dict[str, Any] | None 
     try:
         with workspace(root, overrides, on_wait=log.warning) as lock:
             runner = StageRunner(root, environment, keep_open=(lock,))
-            run = PipelineRun(read_plan(root, targets), runner, DevicePool.of_this_machine(), listener.get())
-            run.watcher.planned(run.plan)
-            stopped = _run_all(run)
+            watcher = StatusWriter(root, listener.get(), runtime.flow_run.ui_url or "")
+            try:
+                run = PipelineRun(read_plan(root, targets), runner, DevicePool.of_this_machine(), watcher)
+                run.watcher.planned(run.plan)
+                stopped = _run_all(run)
+            finally:
+                watcher.close()
     except PipelineError as error:
         log.error(str(error))
         return Failed(message=str(error))

@@ -1,6 +1,7 @@
 """Fixtures that several modules use."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: workers side by side have a core each
@@ -10,6 +11,17 @@ import dvc  # noqa: F401 - its log keeps the stream that it finds at import: not
 import pytest
 
 from stages.delivery import prepare_store, tracking_uri
+
+
+@pytest.fixture(autouse=True)
+def _tracking_uri_is_left_as_it_was() -> Iterator[None]:
+    """MLflow writes the address that it is told into the environment, where the next test would find it."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    yield
+    if before is None:
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+    else:
+        os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 @pytest.fixture(scope="session")

@@ -223,7 +223,7 @@ def test_what_has_no_counterpart_is_refused_by_name_in_one_line(
 
 def test_a_reader_of_spans_is_refused(tmp_path: Path) -> None:
     given = folder(tmp_path, tiny.reader())
-    with pytest.raises(PipelineError, match="points at spans, which CTranslate2 cannot"):
+    with pytest.raises(PipelineError, match="writes nothing, and CTranslate2 is for models that do"):
         export(given, tmp_path / "exported")
 
 

@@ -128,7 +128,7 @@ def test_a_change_reruns_what_depends_on_it_and_nothing_else(workspace: Path) ->
     task = {"steps": 60, "learning_rate": 2e-3, "max_source_tokens": 64, "max_target_tokens": 16}
     assert stale(workspace, tasks={"translation": task}) - {"evaluate@translation"} == trainings
     assert stale(workspace, tokenizer__vocab_size=500) == {"tokenizer"}
-    assert stale(workspace, pretrain__steps=10) == {"pretrain"}
+    assert stale(workspace, pretrain__steps=10) == {"pretrain", "evaluate_pretraining"}
     assert stale(workspace, prepare__min_characters=4) == {"prepare"}
     params = (workspace / "params.yaml").read_text()
     (workspace / "params.yaml").write_text(f"# a comment\n{params}")

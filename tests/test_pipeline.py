@@ -8,7 +8,9 @@ import signal
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any, TypeVar
 
 import pytest
@@ -108,10 +110,35 @@ def test_artifacts(api: str, project: Path) -> None:
     assert "| finetune@translation | [http://127.0.0.1:5000/#/translation]" in artifacts["mlflow-runs"]
 
 
-def test_failures_are_told_apart_and_retried_only_where_it_helps(api: str, project: Path) -> None:
+@pytest.fixture
+def webhook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """An address, and what was posted to it."""
+    told: list[dict[str, Any]] = []
+
+    class Takes(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(503 if len(told) > 1 else 204)
+            self.end_headers()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Takes)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/secret", told
+    server.shutdown()
+
+
+def test_failures_are_told_apart_and_retried_only_where_it_helps(
+    api: str, project: Path, webhook: tuple[str, list[dict[str, Any]]]
+) -> None:
+    address, told = webhook
     set_mode(project, "wrong input")  # all fine-tunings depend on it, only the translation minds
-    status, output = run_flows(project, PREFECT_API_URL=api)
+    status, output = run_flows(project, PREFECT_API_URL=api, PIPELINE_WEBHOOK=address)
     assert status == 1
+    (message,) = told
+    assert message["state"] == "Failed"
+    assert f"{TRANSLATION}: params.yaml, line 3: tasks.translation.steps is wrong" in message["text"]
+    assert last_run(api)["id"] in message["url"]
+    assert last_run(api)["name"] == message["flow_run"]
     assert output.splitlines()[-1] == f"error: {TRANSLATION}: params.yaml, line 3: tasks.translation.steps is wrong"
     run = last_run(api)
     assert run["state_type"] == "FAILED"
@@ -126,8 +153,13 @@ def test_failures_are_told_apart_and_retried_only_where_it_helps(api: str, proje
     assert tasks[TRANSLATION]["run_count"] == 1
 
     set_mode(project, "crash")
-    run_flows(project, "--targets", TRANSLATION, PREFECT_API_URL=api)
-    tasks = task_runs(api, last_run(api))
+    _, output = run_flows(project, "--targets", TRANSLATION, PREFECT_API_URL=api, PIPELINE_WEBHOOK=address)
+    assert len(told) == 2
+    run = last_run(api)
+    logs = post(f"{api}/logs/filter", {"logs": {"flow_run_id": {"any_": [run["id"]]}}})
+    assert any(line["message"].endswith("could not be told: status 503") for line in logs)
+    assert not any("secret" in line["message"] for line in logs)  # the address may open a channel to whoever has it
+    tasks = task_runs(api, run)
     assert set(tasks) == {"prepare", TRANSLATION}
     assert tasks[TRANSLATION]["state_name"] == "Failed"
     assert tasks[TRANSLATION]["run_count"] == 2

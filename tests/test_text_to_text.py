@@ -184,5 +184,5 @@ def test_a_model_that_is_not_fine_tuned_is_refused(tmp_path: Path) -> None:
 
 def test_an_encoder_that_neither_writes_nor_points_is_refused(tmp_path: Path) -> None:
     encoder, limits = model(architecture="encoder"), {"max_source_tokens": 30, "max_target_tokens": 12}
-    with pytest.raises(PipelineError, match="holds an encoder that was not fine-tuned"):
+    with pytest.raises(PipelineError, match="an encoder that was not fine-tuned answers nothing"):
         TextToText.load(folder_of(tmp_path, encoder, limits))
