@@ -23,7 +23,7 @@ class CTranslate2Engine:
     """Writes a text for each text it is given."""
 
     def __init__(self, folder: Path, quantization: str = "int8", threads: int = 0) -> None:
-        """`threads`: 0 for as many as PyTorch has.
+        """`threads` that each write a batch: 0 for as many as PyTorch has.
 
         Raises PipelineError where `folder` is no fine-tuned model, its architecture has no counterpart there (the line
         names the part), its 8-bit weights differ too much, or CTranslate2 is not installed.
@@ -56,8 +56,9 @@ class CTranslate2Engine:
             exported = Path(place) / "exported"
             export(folder, exported, "int8" if quantization == "int8" else "float32")
             self.names = read_vocabulary(exported)
-            threads = threads or torch.get_num_threads()
-            self.network = opened(str(exported), device="cpu", inter_threads=1, intra_threads=threads)
+            self.threads = threads or torch.get_num_threads()
+            # A thread for each batch is faster than all on one: the matrices of a step are small.
+            self.network = opened(str(exported), device="cpu", inter_threads=self.threads, intra_threads=1)
         self.ids = {name: number for number, name in enumerate(self.names)}
 
     def generate(
@@ -90,7 +91,8 @@ class CTranslate2Engine:
         return outputs
 
     def _written(self, sources: list[list[int]], decoding: Decoding, batch_tokens: int) -> list[list[int]]:
-        options = self._options(decoding) | {"max_batch_size": batch_tokens, "batch_type": "tokens"}
+        share = -(-sum(map(len, sources)) // self.threads)  # of a thread, where there is little to write
+        options = self._options(decoding) | {"max_batch_size": min(batch_tokens, share), "batch_type": "tokens"}
         if self.prompts:
             prompts = [[self.names[token] for token in (*source, self.bos)] for source in sources]
             results = self.network.generate_batch(
