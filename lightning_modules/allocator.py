@@ -1,7 +1,7 @@
 """The C allocator, told to keep memory. Without this each step maps, clears and unmaps its large tensors again.
 
-Measured 1.36× a training step of a 2 M-parameter encoder–decoder on two cores by `python -m benchmarks.training_step`
-(116 → 87 ms), for about a fifth more resident memory.
+Worth 1.07× a training step of a 2 M-parameter encoder–decoder on two cores (94 → 87 ms, `python -m
+benchmarks.training_step`), and more where tensors are larger (`python -m benchmarks.peers`), for more resident memory.
 """
 
 import ctypes
