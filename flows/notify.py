@@ -1,4 +1,4 @@
-"""Tells a webhook of runs that failed, such as a chat program's or a pager's. Costs one request for each such run.
+"""Tells a webhook of runs that failed, such as a chat program's or a pager's. One request for each such run; importing it imports Prefect.
 
 Its address, often a secret, comes from the environment alone: PIPELINE_WEBHOOK, where the flow runs.
 """
