@@ -1,4 +1,4 @@
-"""Tells a webhook of runs that failed, such as a chat program's or a pager's. One request for each such run; importing it imports Prefect.
+"""Tells a webhook of runs that failed, such as a chat program's or a pager's: one request each. Imports Prefect.
 
 Its address, often a secret, comes from the environment alone: PIPELINE_WEBHOOK, where the flow runs.
 """
