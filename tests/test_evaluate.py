@@ -11,6 +11,7 @@ import pytest
 from tiny import lively, model, reader, sentences, write_tokenizer
 
 from lightning_modules.errors import PipelineError
+from lightning_modules.interop.ctranslate2_engine import CTranslate2Engine
 from lightning_modules.model_folder import save_model
 from lightning_modules.text_to_text import TextToText
 from lightning_modules.transformer.heads import Classifier
@@ -100,6 +101,21 @@ def test_every_kind_of_model_is_scored_and_looked_into(
     with (output / "curve.csv").open(newline="") as file:
         assert [row["init"] for row in csv.DictReader(file)] == ["pretrained", "pretrained", "scratch", "scratch"]
     assert (output / "attention.svg").read_text().startswith("<svg")
+
+
+def test_another_engine_writes_the_answers_and_the_model_tells_the_likelihoods(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nobody there
+    params = workspace(tmp_path, "translation", lively(1), lively(2))
+    own = params.evaluate.model_copy(update={"engine": "ctranslate2"})
+    evaluate(params.model_copy(update={"evaluate": own}), "translation")
+    output = tmp_path / "reports/tasks/translation"
+    rows = [json.loads(line) for line in (output / "predictions.jsonl").read_text().split("\n") if line]
+    engine = CTranslate2Engine(Path("models/translation"))
+    assert [row["pretrained"] for row in rows] == engine.generate([row["source"] for row in rows])
+    assert json.loads((output / "analysis.json").read_text())["likelihood"]
 
 
 def test_what_is_missing_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
+from sklearn.metrics import f1_score
 from stage_runs import workspace
 from tiny import read_json, sentences, write_tokenizer
 
@@ -22,7 +23,7 @@ from lightning_modules.transformer.heads import Classifier, SpanReader
 from stages.finetune import finetune, materials
 from stages.params import load_params
 from stages.pretrain import pretrain
-from stages.splits import SPLITS
+from stages.splits import SPLITS, read_split
 from stages.tasks import TASKS
 from stages.tokenize import tokenize
 
@@ -75,12 +76,16 @@ def kinds_of_sentences() -> Rows:
 
 def test_an_encoder_names_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = kinds_of_sentences()
-    here(tmp_path / "run", monkeypatch, "classification", rows, steps=100)
+    here(tmp_path / "run", monkeypatch, "classification", rows, steps=100, finetune={"choose_by": "score"})
     finetune(load_params(), "classification", from_scratch=False)
     folder = Path("models/classification")
     assert isinstance(load_model(folder), Classifier)
     assert read_config(folder)["labels"] == ["Getränk", "fruit", "none"]
     naming = TextToText.load(folder)
+    held_out = read_split(Path("data/prepared/classification"), "validation", 200)
+    wanted, named = [row["label"] for row in held_out], naming.generate([row["text"] for row in held_out])
+    chosen = json.loads((folder / "training.json").read_text())["validation_score"]
+    assert chosen == pytest.approx(100 * f1_score(wanted, named, average="macro"))
     answers = naming.generate([row["text"] for row in rows[-40:]])
     right = sum(answer == row["label"] for answer, row in zip(answers, rows[-40:], strict=True))
     assert right >= 34
