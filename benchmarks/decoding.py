@@ -29,9 +29,8 @@ from lightning_modules.decoding import Decoding, decode
 from lightning_modules.model_folder import load_model, load_tokenizer, new_model, read_config
 from lightning_modules.transformer.config import TransformerConfig
 from lightning_modules.transformer.embeddings import TokenEmbedding
-from lightning_modules.transformer.model import Decoder, EncoderDecoder
+from lightning_modules.transformer.model import Decoder, EncoderDecoder, lay_out_for_steps
 from lightning_modules.transformer.presets import preset
-from lightning_modules.transformer.stepping import lay_out_for_steps
 
 ROUNDS, THREADS, SENTENCES, BATCH = 3, 2, 256, 64
 SIZES: dict[str, dict[str, Any]] = {  # all of the 2017 paper's kind

@@ -14,8 +14,7 @@ from lightning_modules.errors import PipelineError
 from lightning_modules.model_folder import Model, load_model, load_tokenizer, read_config
 from lightning_modules.reading import SpanAnswer, answer_spans, class_probabilities, longest_first
 from lightning_modules.transformer.heads import Classifier, SpanReader
-from lightning_modules.transformer.model import Encoder
-from lightning_modules.transformer.stepping import lay_out_for_steps
+from lightning_modules.transformer.model import Encoder, lay_out_for_steps
 from lightning_modules.windows import kept
 
 BATCH_TOKENS = 8192

@@ -7,7 +7,7 @@ import torch
 from searching import SHAPES, sources, tensors
 from tiny import VOCAB_SIZE, lively
 
-from lightning_modules.transformer.stepping import lay_out_for_steps
+from lightning_modules.transformer.model import lay_out_for_steps
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from lightning_modules.search.options import Decoding, Hypothesis
 from lightning_modules.search.restraints import forced, restrained
@@ -68,7 +69,8 @@ def write(
             token_BW = top(score_BWV, 1)[1][..., 0]
         else:
             token_BW = drawn(score_BWV, draws_BWT[:, :, step], decoding)
-        gain_BW = logits_BWV.gather(-1, token_BW[..., None])[..., 0] - logits_BWV.logsumexp(-1)
+        loss_N = functional.cross_entropy(logits_BWV.flatten(0, 1), token_BW.flatten(), reduction="none")
+        gain_BW = -loss_N.view_as(token_BW)
         for row in zip(lines, token_BW.tolist(), gain_BW.tolist(), going_BW.tolist(), strict=True):
             for line, token, gain, going in zip(*row, strict=True):
                 if going:

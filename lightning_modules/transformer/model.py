@@ -33,13 +33,15 @@ class Transformer(nn.Module):
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Hidden vectors (…, D) → scores of the tokens (…, V)."""
-        return self.head(hidden_ND, self._tied())
+        return self.head(hidden_ND, self.tied)
 
     def cross_entropy(self, hidden_ND: Tensor, target_N: Tensor, label_smoothing: float) -> Tensor:
         """Sum of the cross-entropies of `logits` against the targets, in nats; faster, and in less memory."""
-        return self.head.cross_entropy(hidden_ND, self._tied(), target_N, label_smoothing)
+        return self.head.cross_entropy(hidden_ND, self.tied, target_N, label_smoothing)
 
-    def _tied(self) -> Tensor | None:
+    @property
+    def tied(self) -> nn.Parameter | None:
+        """The embedding matrix, where it is the output's, too."""
         tied = self.config.tied_output and isinstance(self.embedding, TokenEmbedding)
         return self.embedding.weight_VD if tied else None  # type: ignore[return-value]
 
@@ -202,3 +204,23 @@ def count_parameters(model: nn.Module) -> int:
 def shift_right(target_BT: Tensor, bos_id: int) -> Tensor:
     """What the decoder reads while it predicts `target`: <s>, then all but the last token."""
     return torch.cat([torch.full_like(target_BT[:, :1], bos_id), target_BT[:, :-1]], dim=1)
+
+
+def lay_out_for_steps(model: nn.Module) -> None:
+    """Lays the matrices of linear layers and of the output out by columns: the few rows of a step multiply some 10 %
+    faster on a CPU, 25 % with the output's.
+
+    Values and shapes stay as they are. For models that only answer: an optimiser wants them as they were made, and a
+    tied embedding is read more slowly (by 1.5 µs a token, where the output gains 400 µs a step).
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            _by_columns(module.weight)
+        elif isinstance(module, Transformer):
+            output_VD = module.head.weight_VD if module.tied is None else module.tied
+            if output_VD is not None:
+                _by_columns(output_VD)
+
+
+def _by_columns(matrix: nn.Parameter) -> None:
+    matrix.data = matrix.data.t().contiguous().t()
