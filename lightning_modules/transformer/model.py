@@ -222,5 +222,5 @@ def lay_out_for_steps(model: nn.Module) -> None:
                 _by_columns(output_VD)
 
 
-def _by_columns(matrix: nn.Parameter) -> None:
+def _by_columns(matrix: Tensor) -> None:
     matrix.data = matrix.data.t().contiguous().t()
