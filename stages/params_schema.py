@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, PlainValidator, create_model
 
 from lightning_modules.transformer.config import OBJECTIVES, TransformerConfig
 from lightning_modules.transformer.presets import PRESETS, preset
-from stages.params_data import Entry, Section, Sources, Text
+from stages.params_data import Entry, Language, Section, SourceName, Sources, Text
 from stages.tasks import TASKS
 
 
@@ -65,6 +65,12 @@ class Prepare(Section):
     min_characters: Count
     max_characters: Count
     min_letter_share: Share
+    languages: list[Language]
+    quality: list[Literal["gopher", "c4"]]
+    mask_personal: list[Literal["email", "phone", "ip", "key"]]
+    near_duplicates: Annotated[float, Field(ge=0, le=1)]
+    decontaminate: bool
+    weights: dict[SourceName, Positive]
     validation_share: Annotated[float, Field(gt=0, le=0.5)]
     test_share: Annotated[float, Field(gt=0, le=0.5)]
 
