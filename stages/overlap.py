@@ -28,8 +28,8 @@ _CHARACTERS = 2_000_000  # hashed at a time: some 200 MB
 
 
 @dataclass(frozen=True)
-class _LookUp:
-    """One row group of a file of texts, to be looked up in the n-grams saved in `index`."""
+class LookUp:
+    """One row group of a file of texts, to be looked up in the n-grams whose sorted hashes are saved in `index`."""
 
     file: Path
     columns: tuple[str, ...]
@@ -57,16 +57,30 @@ def open_split(prepared: Path, source: str) -> Any:
 def first_rows(grams_G: Hashes, prepared: Path, sources: Sequence[str], ngram: int, workers: int) -> dict[str, First]:
     """For each source (PURPOSE/SPLIT) where it has each of the n-grams, whose hashes are sorted, first."""
     first_G = {source: np.zeros(len(grams_G), np.uint32) for source in sources}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=prepared.parent, prefix=".leakage-") as folder:  # all workers see it
         index = Path(folder) / "ngrams.npy"
         np.save(index, grams_G)
-        jobs = [(source, job) for source in sources for job in _jobs(source, prepared, index, ngram)]
+        jobs = [(source, job) for source in sources for job in look_ups(source, prepared, index, ngram)]
         with progress(name="leakage", unit="text") as bar:
             results = ordered_results(_look_up, [job for _, job in jobs], max(1, min(workers, len(jobs))), bar)
             for (source, _), (places, rows) in zip(jobs, results, strict=True):
                 new = first_G[source][places] == 0
                 first_G[source][places[new]] = rows[new] + 1
     return first_G
+
+
+def read_rows(prepared: Path, source: str, wanted: set[int]) -> dict[int, tuple[str, str]]:
+    """Id and text of some records of PURPOSE/SPLIT, by the number of their row."""
+    file, columns, first, found = open_split(prepared, source), columns_of(source), 0, dict[int, tuple[str, str]]()
+    for number in range(file.num_row_groups):
+        size = file.metadata.row_group(number).num_rows
+        here = sorted(row for row in wanted if first <= row < first + size)
+        if here:
+            table = file.read_row_group(number, columns=["id", *columns]).take([row - first for row in here])
+            for row, values in zip(here, table.to_pylist(), strict=True):
+                found[row] = values["id"], "\n".join(values[column] for column in columns)
+        first += size
+    return found
 
 
 def portions(texts: list[str]) -> Iterator[tuple[int, list[str]]]:
@@ -89,27 +103,40 @@ def all_hashes(texts: Sequence[str], ngram: int) -> Iterator[tuple[Hashes, Numbe
     yield short_units(found, found.texts_T, ngram)
 
 
-def _jobs(source: str, prepared: Path, index: Path, ngram: int) -> Iterator[_LookUp]:
+def look_ups(source: str, prepared: Path, index: Path, ngram: int) -> Iterator[LookUp]:
+    """A job for each row group of PURPOSE/SPLIT.
+
+    Workers keep an index by its path: two indices must not have the same one after another.
+    """
     file, first = open_split(prepared, source), 0
     for number in range(file.num_row_groups):
-        yield _LookUp(prepared / f"{source}.parquet", columns_of(source), number, first, index, ngram)
+        yield LookUp(prepared / f"{source}.parquet", columns_of(source), number, first, index, ngram)
         first += file.metadata.row_group(number).num_rows
 
 
-def _look_up(job: _LookUp) -> tuple[Numbers, Numbers]:
-    """The places in the index of what the rows hold of it, each once, and the row that holds each."""
+def hits(job: LookUp) -> Iterator[tuple[Numbers, Numbers]]:
+    """The places in the index of what the rows hold of it, and the row of each; a portion of texts at a time."""
     grams_G, maybe = _index(job.index)
     table = pq.ParquetFile(job.file).read_row_group(job.row_group, columns=list(job.columns))
     rows = zip(*(column.to_pylist() for column in table.columns), strict=True)
-    places, holders = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for first, texts in portions([text for row in rows for text in row]):
+        places, holders = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         for hashes, owners in all_hashes(texts, job.ngram):
             likely = np.flatnonzero(maybe[_first_bits(hashes, maybe)])
             place = np.searchsorted(grams_G, hashes[likely])
             hit = grams_G[np.minimum(place, len(grams_G) - 1)] == hashes[likely] if len(grams_G) else place > 0
             places.append(place[hit])
             holders.append((owners[likely][hit] + first) // len(job.columns) + job.first_row)
+        yield np.concatenate(places), np.concatenate(holders)
         count(len(texts) // len(job.columns))
+
+
+def _look_up(job: LookUp) -> tuple[Numbers, Numbers]:
+    """The places in the index of what the rows hold of it, each once, and the row that holds each."""
+    places, holders = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for of_portion, rows in hits(job):
+        places.append(of_portion)
+        holders.append(rows)
     found, which = np.unique(np.concatenate(places), return_index=True)
     return found, np.concatenate(holders)[which]
 

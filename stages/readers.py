@@ -25,12 +25,24 @@ from stages.params_data import (
     Table,
     TextFiles,
 )
-from stages.sources import TABLE_FORMATS, TEXT_FORMATS, Bad, Row, files_in, read_lines, read_rows, unusable, value_at
+from stages.sources import (
+    TABLE_FORMATS,
+    TEXT_FORMATS,
+    Bad,
+    Row,
+    files_in,
+    read_lines,
+    read_parts,
+    read_rows,
+    unusable,
+    value_at,
+)
 from stages.splits import digest
 from stages.squad import squad_rows
 from stages.text import normalise, strip_html
 
 GROUP = "group"
+_LONGEST = 1 << 22  # bytes of a text that are held at a time: somewhat more than War and Peace
 
 
 class Reader(NamedTuple):
@@ -58,26 +70,55 @@ def entry_files(entry: Entry, raw: Path) -> list[tuple[Path, ...]]:
 
 
 def _text(entry: TextFiles, file: Path) -> Iterator[Row | Bad]:
-    """A document a line, a block between blank lines, or the file."""
-    first, block = 1, list[bytes]()
-    for number, line in read_lines(file):
-        if entry.split == "line" or (entry.split == "paragraph" and not line.strip()):
-            yield from _document(first, block)
-            first, block = number, []
-        block.append(line)
-    yield from _document(first, block)
+    """A document a line, a block between blank lines, or the file. A longer one than _LONGEST comes in parts.
 
-
-def _document(first_line: int, block: list[bytes]) -> Iterator[Row | Bad]:
-    for number, line in enumerate(block, start=first_line):
+    The parts of a document have one group.
+    """
+    group = ""
+    for number, block, ended in _blocks(entry, file):
         try:
-            line.decode()
+            text = block.decode()
         except UnicodeDecodeError as error:
-            yield Bad(number, f"not UTF-8 (byte {error.start + 1} of the line)")
-            return
-    text = b"\n".join(block).decode()
-    if text.strip():
-        yield Row(first_line, {"text": text, GROUP: ""})
+            before = block[: error.start]
+            line, byte = number + before.count(b"\n"), error.start - before.rfind(b"\n")
+            yield Bad(line, f"not UTF-8 (byte {byte} of the line)")
+        else:
+            group = group or ("" if ended else digest(text))
+            if text.strip():
+                yield Row(number, {"text": text, GROUP: group})
+        group = "" if ended else group
+
+
+def _blocks(entry: TextFiles, file: Path) -> Iterator[tuple[int, bytes, bool]]:
+    """(first line, bytes of a document or of a part of one, whether it ends there)."""
+    first, block, size = 1, list[bytes](), 0
+    for number, part in read_parts(file, _LONGEST):
+        if entry.split == "paragraph" and not part.strip() and (not block or block[-1].endswith(b"\n")):
+            yield first, b"".join(block), True
+            first, block, size = number + 1, [], 0
+            continue
+        block.append(part)
+        size += len(part)
+        if entry.split == "line" and part.endswith(b"\n"):
+            yield first, b"".join(block), True
+            first, block, size = number + 1, [], 0
+        elif size >= _LONGEST:
+            whole = b"".join(block)
+            place = _place_to_cut(whole)
+            yield first, whole[:place], False
+            block, size = [whole[place:]], len(whole) - place
+            first = number - whole[place:].rstrip(b"\n").count(b"\n")
+    yield first, b"".join(block), True
+
+
+def _place_to_cut(text: bytes) -> int:
+    """Before the last white space, where that is in the second half; else before the last character."""
+    place = max(text.rfind(b" "), text.rfind(b"\n"))
+    if place < len(text) // 2:
+        place = len(text) - 1
+        while place > len(text) - 4 and text[place] & 0xC0 == 0x80:  # within a character of several bytes
+            place -= 1
+    return place
 
 
 def _parallel(entry: Parallel | ParallelTexts, file: Path, other: Path) -> Iterator[Row | Bad]:

@@ -1,7 +1,8 @@
-"""Join all results: reports/metrics.json, reports/report.html, reports/plots, and a model card for each task.
+"""Join all results: reports/scores.json, reports/metrics.json, reports/report.html, reports/plots, and a model card for each task.
 
-The page is one file without references to others, so that it can be mailed; reports/plots has its pictures for `dvc
-plots` and MLflow; reports/model_cards says of each model what Hugging Face's hub asks. Costs about 3 s.
+The page is one file that needs no other, so that it can be mailed; it links the runs in MLflow and Prefect that it is
+from. reports/plots has its pictures for `dvc plots` and MLflow; reports/model_cards says of each model what the hub of
+Hugging Face asks. Costs about 3 s.
 """
 
 import argparse
@@ -46,17 +47,34 @@ def gather(root: Path) -> Results:
         analysis=analysis,
         pictures=pictures(rows, curves, analysis, attention),
         prepare=_json(reports / "prepare.json"),
+        dropped=_json_lines(reports / "dropped.jsonl"),
         leakage=_json(reports / "leakage.json"),
         training=training,
         pretraining=_json(reports / "pretraining.json"),
         configs={task: _json(models / task / "config.json") for task in tasks},
         costs=costs(load_params(root / "params.yaml"), training),
         lineage=_lineage(root, training),
+        pages=_pages(root),
     )
 
 
+def scores(results: Results) -> Json:
+    """reports/scores.json: of each task the leading metric and what pre-training bought; of pre-training bits per byte.
+
+    What `dvc metrics` and `dvc exp show` compare runs by: few numbers, since each is a column there.
+    """
+    table: Json = {
+        row.task: {row.metric: row.pretrained.score, "gain": row.difference.score}
+        for row in results.rows
+        if row.primary
+    }
+    if "bits_per_byte" in results.pretraining:
+        table["pretraining"] = {"bits_per_byte": results.pretraining["bits_per_byte"]["score"]}
+    return table
+
+
 def metrics(results: Results) -> Json:
-    """reports/metrics.json: task → metric → numbers, and how pre-training went."""
+    """reports/metrics.json: task → metric → all numbers, and how pre-training went."""
     table: Json = {}
     for row in results.rows:
         systems = {"pretrained": row.pretrained, "scratch": row.scratch, "difference": row.difference}
@@ -116,6 +134,16 @@ def _lineage(root: Path, training: dict[str, Json]) -> list[tuple[str, str]]:
     return [*facts, ("this page made on", f"{machine}, Python {platform.python_version()}")]
 
 
+def _pages(root: Path) -> dict[str, str]:
+    """Where the runs are to be seen that the results come from; what comes after them is of an earlier time."""
+    from stages.delivery import run_pages
+    from stages.lineage import without_credentials
+
+    flow = without_credentials(os.environ.get("PIPELINE_FLOW_URL", ""))
+    runs = {stage: page for stage, page in run_pages(root).items() if stage not in ("report", "register")}
+    return ({"the flow run": flow} if flow else {}) | runs
+
+
 def _json(path: Path) -> Json:
     try:
         content: Json = json.loads(path.read_text(encoding="utf-8"))
@@ -147,10 +175,10 @@ def _csv(path: Path) -> list[dict[str, str]]:
 
 
 def main(_: argparse.Namespace) -> None:
-    """Writes both files and prints the table."""
+    """Writes all files and prints the table."""
     from stages.tracking import stage_run
 
-    inputs = [REPORTS / name for name in ("prepare.json", "leakage.json", "pretraining.json", "tasks")]
+    inputs = [REPORTS / name for name in ("prepare.json", "dropped.jsonl", "leakage.json", "pretraining.json", "tasks")]
     with stage_run("report", inputs=inputs) as run:
         results = gather(Path())
         with whole_directory(REPORTS / "plots") as folder:
@@ -159,14 +187,17 @@ def main(_: argparse.Namespace) -> None:
         with whole_directory(REPORTS / "model_cards") as folder:
             for task in results.analysis:
                 (folder / f"{task}.md").write_text(model_card(task, results), encoding="utf-8")
-        with whole_file(REPORTS / "report.html") as html, whole_file(REPORTS / "metrics.json") as table:
+        with whole_file(REPORTS / "report.html") as html:
             html.write_text(page(results), encoding="utf-8")
-            table.write_text(json.dumps(metrics(results), indent=2) + "\n")
+        for name, table in (("scores", scores(results)), ("metrics", metrics(results))):
+            with whole_file(REPORTS / f"{name}.json") as file:
+                file.write_text(json.dumps(table, indent=2) + "\n")
         primary = [row for row in results.rows if row.primary]
         run.log_metrics({f"{row.task}.{row.metric}": row.pretrained.score for row in primary})
         run.log_metrics({f"{row.task}.{row.metric}.gain": row.difference.score for row in primary})
         for name in ("report.html", "plots", "model_cards"):
             run.log_artifact(REPORTS / name)
+        run.show_with_pipeline("report.html")
     print(f"{table_text(results.rows)}\n\n{headline(results.rows)}")
     print(f"\nreport: {REPORTS / 'report.html'}")
 

@@ -9,6 +9,13 @@ def paragraph(text: str, raw: bool = False) -> str:
     return f"<p>{text if raw else escape(text)}</p>"
 
 
+def link(page: tuple[str, str]) -> str:
+    """A name that leads to an address; only the name, where that is none of the web's."""
+    name, address = page
+    web = address.startswith(("http://", "https://"))
+    return f'<a href="{escape(address)}">{escape(name)}</a>' if web else escape(name)
+
+
 def table(words: Sequence[str], numbers: Sequence[str], lines: Iterable[str]) -> str:
     """A table of `line`s, under a header of columns of words and columns of numbers."""
     header = "".join(f"<th>{escape(word)}</th>" for word in words)

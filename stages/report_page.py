@@ -5,14 +5,15 @@ Every text that came from data is escaped. One file: styles and plots are inside
 
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
 from stages.estimate import short
 from stages.report_costs import Cost
+from stages.report_data import data_section
 from stages.report_details import details_section, pretraining_words
-from stages.report_html import line, number_text, paragraph, table
+from stages.report_html import line, link, number_text, paragraph, table
 from stages.report_plots import LABELS
 from stages.report_table import HEADER, LESS_IS_BETTER, Row, headline
 from stages.scores import record_scores
@@ -72,12 +73,14 @@ class Results:
     analysis: dict[str, dict[str, Any]]  # task → its analysis.json
     pictures: dict[str, str]  # name → SVG, as stages/report_pictures.py names them
     prepare: dict[str, Any]  # purpose → source → counts
+    dropped: list[dict[str, str]]  # samples of what prepare dropped
     leakage: dict[str, Any]  # PURPOSE/SPLIT → what of it stands in training text
     training: dict[str, dict[str, Any]]  # folder of models/ → its training.json
     pretraining: dict[str, Any]  # what evaluate_pretraining measured on held-out text
     configs: dict[str, dict[str, Any]]  # task → config.json of its model
     costs: list[Cost]
     lineage: list[tuple[str, str]]
+    pages: dict[str, str] = field(default_factory=dict)  # what is to be seen elsewhere → its address
 
 
 def page(results: Results) -> str:
@@ -102,7 +105,7 @@ def page(results: Results) -> str:
         *_learning(results),
         *_examples(results),
         *_attention(results),
-        *_data(results),
+        *data_section(results.prepare, results.leakage, results.dropped),
         *_origins(results),
     ]
     return _FRAME.format(style=_STYLE, body="\n".join(sections))
@@ -205,36 +208,6 @@ def _attention(results: Results) -> Iterable[str]:
         yield f"<h3>{name}</h3><div class='wide'>{picture}</div>"
 
 
-def _data(results: Results) -> Iterable[str]:
-    yield "<h2>Data</h2>"
-    counts = [entry for sources in results.prepare.values() for entry in sources.values()]
-    filters = list(dict.fromkeys(name for entry in counts for name in entry.get("dropped", {})))
-    splits = list(dict.fromkeys(name for entry in counts for name in entry.get("kept", {})))
-    lines = []
-    for purpose, sources in results.prepare.items():
-        for source, entry in sources.items():
-            numbers = [
-                entry.get("read"),
-                entry.get("quarantined"),
-                *(entry.get("dropped", {}).get(f, 0) for f in filters),
-            ]
-            numbers += [
-                entry.get("duplicates"),
-                *(entry.get("kept", {}).get(s, 0) for s in splits),
-                entry.get("characters"),
-            ]
-            lines.append(line([purpose.replace("_", " "), source], [number_text(number) for number in numbers]))
-    dropped = [f"dropped: {name.replace('_', ' ')}" for name in filters]
-    header = ["read", "quarantined", *dropped, "duplicates", *splits, "characters kept"]
-    yield table(["purpose", "source"], header, lines)
-    yield paragraph("Records held out of which so many word n-grams stand in training text that they count as leaked:")
-    leaked = [
-        line([name.replace("_", " ")], [number_text(one["records"]), number_text(one["leaked"]), f"{one['share']:.1%}"])
-        for name, one in results.leakage.items()
-    ]
-    yield table(["held out"], ["records", "leaked", "share"], leaked)
-
-
 def _origins(results: Results) -> Iterable[str]:
     yield "<h2>Made from</h2>"
     about = (
@@ -244,3 +217,6 @@ def _origins(results: Results) -> Iterable[str]:
     yield paragraph(about, raw=True)
     rows = (f"<tr><td>{escape(name)}</td><td><code>{escape(value)}</code></td></tr>" for name, value in results.lineage)
     yield f'<div class="wide"><table>{"".join(rows)}</table></div>'
+    if results.pages:
+        links = ", ".join(map(link, results.pages.items()))
+        yield paragraph(f"How it went, in Prefect and MLflow: {links}.", raw=True)

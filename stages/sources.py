@@ -1,27 +1,34 @@
 """Raw files, opened: lines of bytes, rows of tables, whatever the format and compression.
 
-Formats: txt, jsonl, json, csv, tsv, parquet, each also .gz or .zst. Everything is read as a stream; only json and
-a compressed parquet file are held in memory whole. A record that cannot be read comes out as `Bad`, with its line and
-the reason; a file that cannot be read raises PipelineError.
+Formats: txt, jsonl, json, csv, tsv, parquet, each also .gz or .zst. Everything is read as a stream: a record is held
+in memory, of parquet a page a column (compressed parquet is unpacked on the disk first). A record that cannot be read
+comes out as `Bad`, with its line and the reason; a file that cannot be read raises PipelineError.
 """
 
+import codecs
 import csv
 import io
 import json
+import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any, BinaryIO, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lightning_modules.errors import PipelineError
+from stages.json_list import json_list
 
 TEXT_FORMATS = (".txt",)
 TABLE_FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-_BATCH = 1024  # parquet rows decoded at a time
+_BATCH = 64  # parquet rows decoded at a time
+_CHUNK = 1 << 20  # bytes read at a time
+_LONGEST_CELL = 1 << 27  # characters: a quotation mark that is never closed must not take all of the file
 
 
 class Row(NamedTuple):
@@ -71,17 +78,26 @@ def open_raw(path: Path) -> BinaryIO:
         stream = pa.input_stream(str(path), compression=compression)
     except OSError as error:
         raise PipelineError(f"{path} cannot be opened: {error}") from None
-    return cast(BinaryIO, io.BufferedReader(stream, 1 << 20))
+    return cast(BinaryIO, io.BufferedReader(stream, _CHUNK))
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """(line number, line without its end and without a byte-order mark). Raises PipelineError on a damaged file."""
+    for number, line in read_parts(path, -1):
+        yield number, line.rstrip(b"\r\n")
+
+
+def read_parts(path: Path, most: int) -> Iterator[tuple[int, bytes]]:
+    """(line number, line with its end), a line of more than `most` bytes in parts. Raises as `read_lines` does."""
+    number, ended = 0, True
     try:
         with open_raw(path) as stream:
-            for number, line in enumerate(stream, start=1):
-                if number == 1:
-                    line = _without_mark(path, line)
-                yield number, line.rstrip(b"\r\n")
+            while part := stream.readline(most):
+                if number == 0:
+                    part = _without_mark(path, part)
+                number += ended
+                ended = part.endswith(b"\n")
+                yield number, part
     except OSError as error:  # truncated or damaged compressed data, or a failing disk
         raise PipelineError(f"{path} cannot be read to its end ({error}): bring the file in again") from None
 
@@ -145,12 +161,22 @@ def read_json(path: Path) -> Any:
 
 
 def _json_rows(path: Path) -> Iterator[Row | Bad]:
-    values = read_json(path)
-    if not isinstance(values, list):
+    number = 0
+    try:
+        for number, value in enumerate(json_list(_decoded(path)), start=1):
+            yield Row(number, value) if isinstance(value, dict) else Bad(number, "not a JSON object")
+    except TypeError:
         advice = "use reader squad if it is SQuAD's, or name the files to be read one by one in sources.local"
-        raise PipelineError(f"{path} is not a list of records: {advice}")
-    for number, value in enumerate(values, start=1):
-        yield Row(number, value) if isinstance(value, dict) else Bad(number, "not a JSON object")
+        raise PipelineError(f"{path} is not a list of records: {advice}") from None
+    except (ValueError, RecursionError) as error:
+        raise PipelineError(f"{path} is not json behind its record {number} ({error})") from None
+
+
+def _decoded(path: Path) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for _, part in read_parts(path, _CHUNK):
+        yield decoder.decode(part)
+    yield decoder.decode(b"", final=True)
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row | Bad]:
@@ -171,7 +197,7 @@ def _jsonl_rows(path: Path) -> Iterator[Row | Bad]:
 
 def _delimited_rows(path: Path, columns: Sequence[str]) -> Iterator[Row | Bad]:
     """Csv as RFC 4180 has it, tsv without quoting, as corpora have it. The first line names the columns."""
-    csv.field_size_limit(2**31 - 1)
+    csv.field_size_limit(_LONGEST_CELL)
     # Undecodable bytes become lone surrogates, so that they spoil only their own record.
     lines = (line.decode(errors="surrogateescape") + "\n" for _, line in read_lines(path))
     if format_of(path) == ".tsv":
@@ -199,18 +225,31 @@ def _delimited_rows(path: Path, columns: Sequence[str]) -> Iterator[Row | Bad]:
 
 def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[Row | Bad]:
     try:
-        compressed = path.suffix.lower() in COMPRESSIONS
-        with pq.ParquetFile(pa.BufferReader(open_raw(path).read()) if compressed else path) as file:
+        # Without read-ahead, which would hold a row group: files of one group of gigabytes exist.
+        with _unpacked(path) as plain, pq.ParquetFile(plain, pre_buffer=False, buffer_size=_CHUNK) as file:
             present = file.schema_arrow.names
             _require(path, present, columns)
             wanted = [name if name in present else name.split(".")[0] for name in columns]
             number = 0
-            for batch in file.iter_batches(_BATCH, columns=wanted):
+            for batch in file.iter_batches(_BATCH, columns=wanted, use_threads=False):
                 for row in range(batch.num_rows):
                     number += 1
                     yield _parquet_row(batch, row, number)
     except (pa.ArrowException, OSError) as error:
         raise PipelineError(f"{path} cannot be read as parquet ({error})") from None
+
+
+@contextmanager
+def _unpacked(path: Path) -> Iterator[Path]:
+    """The file, or while it is needed a temporary one without compression: parquet is not read from start to end."""
+    if path.suffix.lower() not in COMPRESSIONS:
+        yield path
+        return
+    with NamedTemporaryFile(suffix=".parquet") as file:
+        with open_raw(path) as stream:
+            shutil.copyfileobj(stream, file, _CHUNK)
+        file.flush()
+        yield Path(file.name)
 
 
 def _parquet_row(batch: pa.RecordBatch, row: int, number: int) -> Row | Bad:

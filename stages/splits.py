@@ -7,6 +7,7 @@ Costs about 10 µs a record and, for a while, the disk space of the records unco
 
 import hashlib
 import heapq
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,8 @@ SPLITS = ("train", "validation", "test")
 KEYS = ("id", "group", "origin")
 ROW_GROUP = 4096  # records: what one worker reads at a time
 _RUN_CHARACTERS = 32_000_000
-_BATCH = 512  # records of a run held while merging
+_HELD_CHARACTERS = 250_000  # of each run, about, while merging
+_MOST_OPEN = 256  # runs merged at once: each is an open file, of which a process may have 1,024 on most systems
 Record = tuple[str, ...]
 
 
@@ -69,7 +71,7 @@ class Runs:
         self._records.sort(key=itemgetter(0))
         table = _table(self._records, self._columns)
         with pa.ipc.new_file(path, table.schema) as writer:
-            writer.write_table(table, max_chunksize=_BATCH)
+            writer.write_table(table, max_chunksize=max(1, _HELD_CHARACTERS * len(table) // self._characters))
         self.paths.append(path)
         self._records = []
         self._characters = 0
@@ -93,6 +95,7 @@ def write_splits(
     """
     kept = Kept()
     folder.mkdir(parents=True)
+    runs = _fewer(runs, folder / "merged", columns)
     writers = {split: _SplitWriter(folder / f"{split}.parquet", columns) for split in SPLITS}
     last = ""
     try:
@@ -109,7 +112,33 @@ def write_splits(
     finally:
         for writer in writers.values():
             writer.close()
+    shutil.rmtree(folder / "merged", ignore_errors=True)
     return kept
+
+
+def _fewer(runs: Sequence[Path], folder: Path, columns: Sequence[str]) -> Sequence[Path]:
+    """The same records in the same order in at most _MOST_OPEN runs: neighbours are merged, as often as it takes."""
+    level = 0
+    while len(runs) > _MOST_OPEN:
+        folder.mkdir(exist_ok=True)
+        parts = [runs[first : first + _MOST_OPEN] for first in range(0, len(runs), _MOST_OPEN)]
+        runs = [_merged(part, folder / f"{level}-{number:05d}.arrow", columns) for number, part in enumerate(parts)]
+        level += 1
+    return runs
+
+
+def _merged(runs: Sequence[Path], path: Path, columns: Sequence[str]) -> Path:
+    held, characters = list[Record](), 0
+    with pa.ipc.new_file(path, _schema(columns)) as writer:
+        for record in heapq.merge(*map(_records_of, runs), key=itemgetter(0)):
+            held.append(record)
+            characters += sum(map(len, record))
+            if characters >= _HELD_CHARACTERS:
+                writer.write_table(_table(held, columns))
+                held, characters = [], 0
+        if held:
+            writer.write_table(_table(held, columns))
+    return path
 
 
 def read_split(folder: Path, split: str, most: int) -> list[dict[str, str]]:

@@ -124,18 +124,43 @@ def test_an_unknown_name_names_the_nearest(tmp_path: Path) -> None:
         fetch(sources(corpus={"path": "x.txt"}), "corpsu", tmp_path)
 
 
-def test_a_hub_data_set_becomes_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`datasets` loads a folder laid out like a repository of the hub just as it loads the hub."""
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+def repository_of(tmp_path: Path, rows: list[dict[str, object]]) -> dict[str, object]:
+    """A folder laid out like a repository of the hub: `datasets` loads it just as it loads the hub."""
     repository = tmp_path / "repository"
     repository.mkdir()
-    (repository / "train.jsonl").write_text("".join(json.dumps({"body": f"text {n}"}) + "\n" for n in range(3)))
-    source: dict[str, object] = {"kind": "hub", "path": str(repository), "split": "train", "revision": "main"}
+    (repository / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"kind": "hub", "path": str(repository), "split": "train", "revision": "main"}
+
+
+def test_a_hub_data_set_becomes_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    source = repository_of(tmp_path, [{"body": f"text {n}"} for n in range(3)])
     fetch(sources(hub=source), "hub", tmp_path / "raw")
-    table = pq.read_table(tmp_path / "raw" / "hub" / "rows.parquet")
+    table = pq.read_table(tmp_path / "raw" / "hub")
     assert table["body"].to_pylist() == ["text 0", "text 1", "text 2"]
     with pytest.raises(PipelineError, match=r"sources\.remote\.hub: cannot load .*split nosuch"):
         fetch(sources(hub={**source, "split": "nosuch"}), "hub", tmp_path / "raw")
+    fetch(sources(hub={**source, "split": "train[1:]"}), "hub", tmp_path / "raw")
+    assert pq.read_table(tmp_path / "raw" / "hub")["body"].to_pylist() == ["text 1", "text 2"]
+
+
+def test_a_large_hub_data_set_becomes_several_files_in_its_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Columns that are empty at first, and values within values, come out as they went in."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("stages.hub._ROW_GROUP", 20_000)
+    monkeypatch.setattr("stages.hub._PART", 60_000)
+    rows: list[dict[str, object]] = [
+        {"body": f"{n} " * 20, "late": None if n < 400 else f"x{n}", "pair": {"en": f"e{n}", "of": [n]}}
+        for n in range(3000)
+    ]
+    fetch(sources(hub=repository_of(tmp_path, rows)), "hub", tmp_path / "raw")
+    files = sorted((tmp_path / "raw" / "hub").iterdir())
+    assert len(files) > 3
+    assert all(pq.ParquetFile(file).num_row_groups > 1 for file in files[:-1])
+    assert [row for file in files for row in pq.read_table(file).to_pylist()] == rows
+    assert not any("arrow" in path.suffix for path in (tmp_path / "cache").rglob("*"))  # nothing was kept beside them
 
 
 def test_the_command_exits_1_with_one_line(tmp_path: Path) -> None:

@@ -8,19 +8,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from prepared_texts import columns, read, some_text, write
 
 from lightning_modules.errors import PipelineError
-from stages.leakage import held_out_sets, measure, require_clean
+from stages.held_out import held_out_sets
+from stages.leakage import measure, require_clean
 from stages.params import Params, load_params
-from stages.tasks import TASKS
 
 REPOSITORY = Path(__file__).parents[1]
 SPLITS = ("train", "validation", "test")
 NGRAM, RECORD_SHARE = 3, 0.5
-Rows = list[tuple[str, ...]]
 
 
 @pytest.fixture(scope="module")
@@ -28,25 +26,6 @@ def params() -> Params:
     whole = load_params(Path(__file__).with_name("params.yaml"))
     leakage = whole.leakage.model_copy(update={"ngram": NGRAM, "record_share": RECORD_SHARE})
     return whole.model_copy(update={"leakage": leakage})
-
-
-def columns(purpose: str) -> tuple[str, ...]:
-    return TASKS[purpose].fields if purpose in TASKS else ("text",)
-
-
-def write(prepared: Path, purpose: str, split: str, rows: Rows) -> None:
-    names = ("id", *columns(purpose))
-    values = [tuple(f"{purpose}-{split}-{n}" for n in range(len(rows))), *zip(*rows, strict=True)]
-    if not rows:
-        values = [()] * len(names)
-    table = pa.table([pa.array(list(column), pa.string()) for column in values], names=list(names))
-    (prepared / purpose).mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, prepared / purpose / f"{split}.parquet", row_group_size=7)
-
-
-def some_text(draw: random.Random) -> str:
-    """Words of a small vocabulary, so that n-grams meet, on one or two lines."""
-    return "".join(draw.choice("abcdefgh") + draw.choice("  \n") for _ in range(draw.randint(1, 9))).strip()
 
 
 @pytest.fixture
@@ -57,10 +36,6 @@ def prepared(tmp_path: Path, params: Params) -> Path:
             rows = [tuple(some_text(draw) for _ in columns(purpose)) for _ in range(count)]
             write(tmp_path, purpose, split, rows)
     return tmp_path
-
-
-def read(prepared: Path, name: str) -> list[dict[str, str]]:
-    return pq.read_table(prepared / f"{name}.parquet").to_pylist()
 
 
 def grams(unit: str) -> list[tuple[str, ...]]:

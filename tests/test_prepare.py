@@ -9,9 +9,14 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from preparing import letters, run, write_jsonl
 
 from lightning_modules.errors import PipelineError
+from stages.params_data import TextFiles
+from stages.readers import READERS
+from stages.sources import Bad, Row
 from stages.splits import SPLITS, Runs, split_of, write_splits
 
 ROOT = Path(__file__).parent.parent
@@ -74,6 +79,43 @@ def test_undecodable_bytes_cost_their_record_only(tmp_path: Path) -> None:
     (quarantined,) = (tmp_path / "prepared/quarantine.jsonl").read_text().splitlines()
     assert json.loads(quarantined)["line"] == 21
     assert json.loads(quarantined)["reason"] == "not UTF-8 (byte 4 of the line)"
+
+
+LINES = st.one_of(
+    st.sampled_from([b"", b" ", b"one two", "äöü € 漢字".encode(), b"caf\xe9 au lait", b"\t"]),
+    st.text("ab ä漢", max_size=30).map(str.encode),
+)
+
+
+@given(
+    st.lists(st.tuples(LINES, st.sampled_from([b"\n", b"\r\n"])), max_size=20),
+    st.booleans(),
+    st.sampled_from(["line", "paragraph", "file"]),
+    st.integers(4, 40),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_long_documents_come_in_parts_that_hold_all_of_it(
+    tmp_path: Path, lines: list[tuple[bytes, bytes]], ended: bool, split: str, most: int
+) -> None:
+    """With a small bound on what is held, documents come in parts: of one group, and whole when joined."""
+    path = tmp_path / "a.txt"
+    content = b"".join(line + end for line, end in lines)
+    path.write_bytes(content if ended else content.rstrip(b"\r\n"))
+    entry = TextFiles(source="mine", reader="text", split=split)  # type: ignore[arg-type]
+    with pytest.MonkeyPatch.context() as patch:
+        whole = list(READERS["text"].read(entry, path))
+        patch.setattr("stages.readers._LONGEST", most)
+        parts = list(READERS["text"].read(entry, path))
+    assert all(len(part.values["text"].encode()) <= 2 * most for part in parts if isinstance(part, Row))
+    groups: dict[str, list[str]] = {}
+    for number, part in enumerate(part for part in parts if isinstance(part, Row)):
+        groups.setdefault(part.values["group"] or str(number), []).append(part.values["text"])
+    if not any(isinstance(item, Bad) for item in whole):
+        joined = " ".join("".join(texts) for texts in groups.values())
+        assert joined.split() == " ".join(item.values["text"] for item in whole if isinstance(item, Row)).split()
+    bad = {item for item in whole if isinstance(item, Bad)}
+    assert bad <= {item for item in parts if isinstance(item, Bad)} or split != "line"
+    assert bool(bad) == any(isinstance(item, Bad) for item in parts)
 
 
 def test_duplicates_go_by_the_source_side_before_the_split(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from lightning_modules.flops import parameters
 from stages.estimate_devices import CPU_SHARE
 from stages.estimate_trainings import trainings
 from stages.evaluate import Answers, Texts, analyse, summarise, write_predictions
+from stages.lineage import remember_latest
 from stages.params import load_params
 from stages.report import gather, metrics
 from stages.report_page import page
@@ -79,15 +80,21 @@ def write_results(root: Path, records: int = 40) -> None:
 def write_upstream(root: Path) -> None:
     counts = {
         "read": 1234,
-        "cut": 0,
+        "cut": 16,
+        "repeated": 250,
         "quarantined": 7,
-        "dropped": {"too_short": 3, "too_few_letters": 0},
+        "dropped": {"min_characters": 19, "languages": 0, "gopher_stop_words": 250},
+        "lines_removed": {"c4_line_end": 77},
+        "masked": {"email": 88},
         "duplicates": 24,
         "kept": {"train": 1100, "validation": 60, "test": 40},
         "characters": 1234567,
     }
     prepare = {"pretraining": {"botocore": counts, "<b>mine</b>": counts}, "translation": {"homeassistant": counts}}
     (root / "reports" / "prepare.json").write_text(json.dumps(prepare))
+    dropped = {"purpose": "pretraining", "source": "<b>mine</b>", "filter": "gopher_stop_words", "text": EVIL}
+    lines = [json.dumps(dropped), json.dumps(dropped | {"detail": "<i>none</i>", "text": "another"})]
+    (root / "reports" / "dropped.jsonl").write_text("\n".join(lines))
     measures = {name: {"score": 1.5, "low": 1.4, "high": 1.62} for name in ("perplexity", "bits_per_byte")}
     measured = {"objective": {"causal_lm": 1.0}, "batches": 32, "tokens": 65536}
     (root / "reports" / "pretraining.json").write_text(json.dumps(measured | measures))
@@ -197,6 +204,35 @@ def test_the_page_is_whole_and_quotes_the_data_as_text(root: Path) -> None:
     assert str(REPOSITORY) not in html
 
 
+def test_the_page_links_the_runs_that_it_comes_from(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("PIPELINE_FLOW_URL", "http://me:secret@127.0.0.1:4200/runs/flow-run/1")
+    for stage in ("prepare", "report", "tokenize"):
+        remember_latest(stage, root, {}, f"run-of-{stage}", "7")
+    tags = Tags()
+    tags.feed(page(gather(root)))
+    # dvc.lock knows `prepare` alone; what a former report's run was is no source of this one.
+    assert tags.outside == [
+        "http://127.0.0.1:4200/runs/flow-run/1",
+        "http://127.0.0.1:5000/#/experiments/7/runs/run-of-prepare",
+    ]
+
+
+def test_what_was_dropped_and_why(root: Path) -> None:
+    """Every filter that dropped something is named with its number and its share, and what was not is not."""
+    html = page(gather(root))
+    rows = [re.sub("<[^>]*>", "|", row) for row in re.findall("<tr.*?</tr>", html)]
+    about = [re.sub(r"\|+", "|", row).strip("|") for row in rows if "gopher stop words" in row]
+    where = ["pretraining|botocore", "pretraining|&lt;b&gt;mine&lt;/b&gt;", "translation|homeassistant"]
+    assert about == [f"{one}|gopher stop words|a rule of prepare.quality|250|20.00%" for one in where]
+    assert not any("|languages|" in row for row in rows)
+    assert sum("|c4 line end|" in row and "|77|" in row for row in rows) == 3
+    assert sum("|email|" in row and "|88|" in row for row in rows) == 3
+    [details] = re.findall("<details><summary>pretraining, &lt;b&gt;mine.*?</details>", html)
+    assert details.count("<dd>") == 2
+    assert "&lt;i&gt;none&lt;/i&gt;" in details
+
+
 def test_numbers_for_dvc_metrics_show(root: Path) -> None:
     table = metrics(gather(root))
     chrf = table["translation"]["chrf"]
@@ -220,13 +256,17 @@ def test_what_is_missing_or_broken_is_one_line(written: Path, tmp_path: Path) ->
         gather(tmp_path)
 
 
-def test_the_stage_writes_both_files_and_prints_the_table(root: Path) -> None:
+def test_the_stage_writes_all_files_and_prints_the_table(root: Path) -> None:
     command = [sys.executable, "-m", "stages.report"]
     environment = {"PYTHONPATH": str(REPOSITORY), "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}  # nobody there
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True)
     assert re.search(r"^translation +chrF +\d", done.stdout, re.MULTILINE)
     assert done.stdout.rstrip().endswith("report: reports/report.html")
-    assert set(json.loads((root / "reports" / "metrics.json").read_text())) == {*TASKS, "pretraining"}
+    numbers, scores = (json.loads((root / "reports" / f"{name}.json").read_text()) for name in ("metrics", "scores"))
+    assert set(numbers) == set(scores) == {*TASKS, "pretraining"}
+    for task in TASKS:
+        primary = numbers[task][TASKS[task].primary]
+        assert scores[task] == {TASKS[task].primary: primary["pretrained"], "gain": primary["gain"]}
     assert (root / "reports" / "report.html").read_text().startswith("<!doctype html>")
     assert {path.stem for path in (root / "reports" / "model_cards").glob("*.md")} == set(TASKS)
     plots = {path.stem: path.read_text() for path in (root / "reports" / "plots").glob("*.svg")}

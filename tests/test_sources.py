@@ -95,7 +95,7 @@ def test_a_json_file_is_a_list_of_records_or_one_error(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text('[{"body": "fine"}, 7, {"body": "x"}]')
     assert [(type(item), item.line) for item in read_rows(path, ["body"])] == [(Row, 1), (Bad, 2), (Row, 3)]
-    for text, message in (("{", "is not json"), ("{}", "is not a list of records: use reader squad if")):
+    for text, message in (("[{", "is not json"), ("{}", "is not a list of records: use reader squad if")):
         path.write_text(text)
         with pytest.raises(PipelineError, match=message):
             list(read_rows(path, ["body"]))

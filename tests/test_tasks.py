@@ -73,7 +73,8 @@ def test_the_page_on_adding_a_task_does(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setitem(TASKS, "paraphrase", added["paraphrase"])
 
     values = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
-    values |= {"data": asked["data"], "tasks": asked["tasks"]}
+    text = {"source": "pairs", "reader": "table", "columns": {"text": "rewritten"}, "group": "author"}
+    values |= {"data": {"pretraining": [text], **asked["data"]}, "tasks": asked["tasks"]}
     values["prepare"] |= {"validation_share": 0.3, "test_share": 0.3}
     (tmp_path / "raw/pairs").mkdir(parents=True)
     rows = [{"original": f"sentence {'x' * n}", "rewritten": f"words {'y' * n}", "author": n % 9} for n in range(40)]
