@@ -2,6 +2,9 @@
 
 Workers are started afresh (`spawn`): the parent has threads (MLflow's, Arrow's), which a fork does not survive. Each
 costs about 0.5 s to start. They end when their parent ends, however it ends.
+
+Where the environment has DASK_SCHEDULER_ADDRESS, the jobs go to that Dask cluster instead (`cluster`): the result is
+the same, so it is no key of params.yaml.
 """
 
 import multiprocessing
@@ -12,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
@@ -23,7 +27,7 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 _JOBS_AHEAD = 3  # a worker: enough to keep it busy, few enough that results do not pile up
 _LOOK_SECONDS = 0.2  # between two looks at the workers' counter
-_counter: Any = None  # in a worker: the units of work done by all of them
+_tell: Callable[[int], None] | None = None  # in a worker: takes the units of work that a job counts
 
 
 def cores() -> int:
@@ -33,9 +37,14 @@ def cores() -> int:
 
 def count(units: int) -> None:
     """Called in a job: moves the progress bar on by so many units."""
-    if _counter is not None:
-        with _counter.get_lock():
-            _counter.value += units
+    if _tell is not None:
+        _tell(units)
+
+
+def tell_counts(tell: Callable[[int], None]) -> None:
+    """Called in a worker: from now on `tell` is given what jobs count."""
+    global _tell
+    _tell = tell
 
 
 def ordered_results(
@@ -43,13 +52,25 @@ def ordered_results(
 ) -> Generator[Result, None, None]:
     """`function(job)` for each job, in order; `bar` follows what the jobs `count`.
 
-    Raises what a job raises, and PipelineError where a worker was killed. Close it if it is not read to its end.
+    A job must be picklable, and may be done twice: on a cluster a machine may be lost half-way. Raises what a job
+    raises, and PipelineError where a worker was killed. Close it if it is not read to its end.
     """
-    global _counter
+    address = os.environ.get("DASK_SCHEDULER_ADDRESS")
+    if not address:
+        return local_results(function, jobs, workers, bar)
+    from stages.cluster import cluster_results  # Dask: 0.6 s
+
+    return cluster_results(function, jobs, bar, address)
+
+
+def local_results(
+    function: Callable[[Job], Result], jobs: Iterable[Job], workers: int, bar: "tqdm[Any]"
+) -> Generator[Result, None, None]:
+    """`ordered_results` on this machine in any case: for jobs that need its devices or its environment."""
     context = multiprocessing.get_context("spawn")
     counter = context.Value("q", 0)
     if workers == 1:
-        _counter = counter
+        tell_counts(partial(_add, counter))
         for job in jobs:
             result = function(job)
             bar.update(counter.value - bar.n)
@@ -86,11 +107,15 @@ def _first(waiting: "deque[Future[Result]]", counter: Any, bar: "tqdm[Any]") -> 
 
 
 def _start_worker(lifeline: Connection, counter: Any) -> None:
-    global _counter
-    _counter = counter
+    tell_counts(partial(_add, counter))
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a worker: there is a worker a core
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends the workers
     threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
+
+
+def _add(counter: Any, units: int) -> None:
+    with counter.get_lock():
+        counter.value += units
 
 
 def _end_with_parent(lifeline: Connection) -> None:

@@ -25,7 +25,7 @@ from lightning_modules.errors import PipelineError
 from stages.console import progress, run_stage, stage_parser
 from stages.delivery import prepare_store, tracking_uri
 from stages.outputs import whole_file
-from stages.parallel import cores, count, ordered_results
+from stages.parallel import cores, count, local_results
 from stages.params import Params, load_params
 from stages.report_table import NAMES
 
@@ -59,7 +59,7 @@ def seeds(params: Params, task: str, number: int) -> dict[str, Any]:
     prepare_store(os.environ["MLFLOW_TRACKING_URI"], Path.cwd())
     jobs = [Job(_folder(f"{task}-{seed}", digest, seed), task) for seed in chosen]
     with progress(total=number, name=f"{task} seeds", unit="seed") as bar:
-        found = list(ordered_results(run_seed, jobs, min(number, _side_by_side(params)), bar))
+        found = list(local_results(run_seed, jobs, min(number, _side_by_side(params)), bar))
     scores = {
         metric: {column: [one["metrics"][metric][column]["score"] for one in found] for column in COLUMNS}
         for metric in sorted(found[0]["metrics"], key=lambda name: name != found[0]["primary"])

@@ -15,7 +15,7 @@ from processes import still_works
 from tqdm import tqdm
 
 from lightning_modules.errors import PipelineError
-from stages.parallel import count, ordered_results
+from stages.parallel import count, local_results, ordered_results
 
 ROOT = Path(__file__).parent.parent
 
@@ -43,6 +43,13 @@ def test_results_are_in_order_and_counted(workers: int) -> None:
     bar: tqdm[Any] = tqdm(file=io.StringIO())
     assert list(ordered_results(square, range(20), workers, bar)) == [number * number for number in range(20)]
     assert bar.n == 40
+
+
+def test_what_must_stay_on_this_machine_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", "nowhere")
+    assert list(local_results(square, range(4), 2, tqdm(disable=True))) == [0, 1, 4, 9]
+    with pytest.raises(PipelineError, match="DASK_SCHEDULER_ADDRESS=nowhere: no scheduler can be reached"):
+        list(ordered_results(square, range(4), 2, tqdm(disable=True)))
 
 
 def test_a_failure_does_not_wait_for_the_jobs_before_it() -> None:
