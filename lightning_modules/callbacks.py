@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from lightning_modules.batching import Batch
 from lightning_modules.errors import PipelineError
+from lightning_modules.launch import require_same_step
 from lightning_modules.module import TransformerModule
 from lightning_modules.parallel import whole_state
 
@@ -53,6 +54,10 @@ class Checkpoints(pl.Callback):
         self.least_fault, self.best_loss = state_dict["least_fault"], state_dict["best_loss"]
         self.best_step = state_dict["best_step"]
         self.best_weights, self.without_improvement = state_dict["best_weights"], state_dict["without_improvement"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Raises PipelineError where the processes went on from different checkpoints."""
+        require_same_step(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -220,6 +225,7 @@ class StopOnSignal(pl.Callback):
             told = trainer.strategy.reduce(told, reduce_op="sum")  # type: ignore[assignment]
         if told > 0:
             save_checkpoint(trainer, self.folder, self.keep)
+            trainer.strategy.barrier()  # the file is in its place before any process ends, and takes others with it
             self.stopped = True
             trainer.should_stop = True
             trainer.limit_val_batches = 0  # Lightning would validate before it stops

@@ -6,14 +6,12 @@ each layer's work on the same batch, and nodes are sharded over each other. Chec
 whole, in one file, the same as those of one process: any number of devices, by any strategy, can go on from them.
 """
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
-from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
@@ -234,26 +232,3 @@ def _names(module: nn.Module, optimizer: Optimizer) -> list[str]:
     """The names of an optimiser's parameters, in the order in which its state numbers them."""
     names = {parameter: name for name, parameter in module.named_parameters()}
     return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def require_launched(devices: int, num_nodes: int) -> None:
-    """Raises PipelineError where torchrun or SLURM started other processes than `devices` on each of `num_nodes`.
-
-    Lightning would train a model in each, or wait for those that never come.
-    """
-    if dist.is_torchelastic_launched():
-        launcher, started, here = "torchrun", int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
-    elif SLURMEnvironment.detect():
-        launcher, started = "SLURM", int(os.environ["SLURM_NTASKS"])
-        here = started // int(os.environ.get("SLURM_NNODES", num_nodes))
-    elif num_nodes == 1 or {"MASTER_ADDR", "NODE_RANK"} <= os.environ.keys():
-        return  # Lightning starts the others itself
-    else:
-        raise PipelineError(
-            f"num_nodes is {num_nodes}, but nothing started this process as one of several: use torchrun or srun"
-        )
-    if (started, here) != (devices * num_nodes, devices):
-        raise PipelineError(
-            f"{launcher} started {started} processes, {here} of them on this node, but devices × num_nodes is "
-            f"{devices} × {num_nodes}"
-        )

@@ -11,7 +11,8 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_modules.allocator import keep_memory
 from lightning_modules.errors import PipelineError
 from lightning_modules.hardware import Choice, Hardware
-from lightning_modules.parallel import SHARDED, make_strategy, require_launched
+from lightning_modules.launch import bound_waiting, require_launched
+from lightning_modules.parallel import SHARDED, make_strategy
 
 
 def build_trainer(
@@ -61,6 +62,7 @@ def build_trainer(
             enable_progress_bar=False,
             enable_model_summary=False,
         )
+        bound_waiting(trainer.strategy)
         require_launched(trainer.num_devices, trainer.num_nodes)
         return trainer
     except MisconfigurationException as error:

@@ -5,12 +5,11 @@ Rerunning a killed training goes on from its newest checkpoint.
 
 import csv
 import json
-import os
 import resource
 import shutil
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from stages.fitting import fit
 from stages.outputs import whole_directory
 from stages.params import Params
 from stages.params_schema import Training
+from stages.ranks import is_main_process, started_by_torchrun
 from stages.training_job import Job
 
 CURVE_COLUMNS = (
@@ -96,9 +96,10 @@ def run_training(
 
     Raises Interrupted when asked to stop: a checkpoint is saved and the same command goes on from there.
     """
-    if not _is_main_process():
-        # Lightning kills the main process, which may still be saving, where another one ends with a status but 0.
-        with suppress(Interrupted, TrainingFailed):
+    if not is_main_process():
+        # Lightning and srun kill the main process, which may still be saving, where another one ends with a status but
+        # 0. An agent of torchrun on another machine takes 0 for the end of the training, and would not start it again.
+        with nullcontext() if started_by_torchrun() else suppress(Interrupted, TrainingFailed):
             fit(job, model, train, validation, log=None)
         return
     from stages.tracking import stage_run
@@ -156,8 +157,3 @@ def write_curve(path: Path, rows: list[dict[str, float]]) -> None:
         writer = csv.DictWriter(file, CURVE_COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
-
-
-def _is_main_process() -> bool:
-    """False in the processes that Lightning, torchrun or SLURM started for the other ranks."""
-    return not any(int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))

@@ -13,7 +13,7 @@ DECIDES_NOTHING = {
     f"stages/{name}.py"
     for name in (
         *("__init__", "console", "delivery", "lineage", "outputs", "params", "params_data", "params_file"),
-        *("params_schema", "session", "spool", "tracking"),
+        *("params_schema", "ranks", "session", "spool", "tracking"),
     )
 } | {"lightning_modules/__init__.py", "lightning_modules/errors.py"}
 

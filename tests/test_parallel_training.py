@@ -25,9 +25,10 @@ from lightning_modules.callbacks import Checkpoints, newest_checkpoint
 from lightning_modules.datamodule import TextDataModule
 from lightning_modules.errors import PipelineError
 from lightning_modules.hardware import choose
+from lightning_modules.launch import require_launched
 from lightning_modules.model_folder import Model, new_model
 from lightning_modules.module import TransformerModule
-from lightning_modules.parallel import require_launched, require_possible, whole_state
+from lightning_modules.parallel import require_possible, whole_state
 from lightning_modules.tensor_parallel import Split
 from lightning_modules.trainer import build_trainer
 from lightning_modules.transformer.embeddings import CharacterEmbedding
