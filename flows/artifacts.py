@@ -4,11 +4,12 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
 from flows.graph import Plan
 from flows.run_stage import Outcome, Result
 from flows.workspace import STATE
+from stages.delivery import run_pages
 from stages.report_table import comparison_table
 
 
@@ -54,6 +55,13 @@ def publish(root: Path, run: str, plan: Plan, results: dict[str, Result], target
             key="mlflow-runs",
             description="The MLflow run of each stage; `make ui` opens MLflow",
             markdown=f"| stage | MLflow run |\n| --- | --- |\n{lines}\n",
+        )
+    if page := run_pages(root).get("report"):
+        create_link_artifact(
+            key="report",
+            link=f"{page}/artifacts/report.html",
+            link_text="report.html",
+            description="The report, kept with its run in MLflow",
         )
 
 

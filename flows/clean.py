@@ -1,7 +1,7 @@
 """Removes what the pipeline has made in this folder, and says what: `make clean`. Needs no Prefect; under a second.
 
-That is the outputs of dvc.yaml's stages and the working state in .pipeline (checkpoints, the MLflow and Prefect
-databases). Everything else stays: your files, and DVC's cache, from which `dvc checkout` brings the outputs back.
+That is the outputs of dvc.yaml's stages, all reports, and the working state in .pipeline (checkpoints, the MLflow and
+Prefect databases). Everything else stays: your files, and DVC's cache, from which `dvc checkout` brings the outputs back.
 """
 
 import shutil
@@ -19,7 +19,7 @@ def main() -> int:
     try:
         outputs = read_outputs(root)
         with workspace(root, wait_seconds=0.0):
-            for path in (*outputs, root / STATE):
+            for path in (*outputs, root / "reports", root / STATE):
                 if path.exists():
                     print(f"removed {path.relative_to(root)}")
                     shutil.rmtree(path) if path.is_dir() else path.unlink()

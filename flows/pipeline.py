@@ -6,6 +6,7 @@ DVC alone decides what has to run: Prefect caches nothing. Training happens in c
 import concurrent.futures
 import contextlib
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,22 +14,24 @@ from typing import Any
 import httpx
 from prefect import allow_failure, flow, get_client, get_run_logger, runtime, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.events.worker import EventsWorker
-from prefect.exceptions import TerminationSignal
+from prefect.exceptions import ObjectNotFound, TerminationSignal
 from prefect.futures import PrefectConcurrentFuture, PrefectFuture, PrefectTaskRunFuture
 from prefect.logging.handlers import APILogWorker
-from prefect.states import Cancelled, Completed, Failed
+from prefect.states import Cancelled, Completed, Crashed, Failed
 
 from flows.artifacts import publish
 from flows.devices import DevicePool
-from flows.events import Listener, listener
-from flows.graph import Plan, Stage, read_plan
+from flows.events import listener
+from flows.graph import Stage, read_plan
 from flows.notify import tell_webhook
-from flows.progress import ProgressThinner, parse_progress
-from flows.run_stage import Outcome, Result, StageRunner
+from flows.outlive import outlive_the_reader
+from flows.pipeline_run import PipelineRun
+from flows.run_stage import Outcome, StageRunner
 from flows.status import StatusWriter
-from flows.workspace import workspace
+from flows.workspace import STATE, WorkspaceHeld, workspace
 from lightning_modules.errors import PipelineError
 
 RETRY_DELAY_SECONDS = 10.0
@@ -65,61 +68,6 @@ class Ended(PrefectTaskRunFuture[Any]):
         self._future.add_done_callback(fn)
 
 
-class PipelineRun:
-    """What the tasks of one run share: the plan, the devices, the child processes, and how each stage has ended."""
-
-    def __init__(self, plan: Plan, runner: StageRunner, devices: DevicePool, watcher: Listener) -> None:
-        self.plan = plan
-        self.runner = runner
-        self.devices = devices
-        self.watcher = watcher
-        self.results: dict[str, Result] = {}
-
-    def execute(self, stage: Stage, log: Any) -> Result:
-        """Runs one stage, unless something it needs is missing, or neither it nor anything above it has changed."""
-        for upstream in stage.upstream:
-            outcome = self.results[upstream].outcome if upstream in self.results else Outcome.FAILED
-            if outcome in _WAS:
-                return Result(Outcome.NOT_RUN, 0.0, f"{upstream} {_WAS[outcome]}")
-        if stage.name not in self.plan.stale and not any(self._touched(upstream) for upstream in stage.upstream):
-            return Result(Outcome.UNCHANGED, 0.0)
-        self.watcher.waiting(stage.name)
-        urgency = self.plan.stages_to_come(stage.name)
-        with self.devices.lend(stage.devices, lambda: self.runner.stopping, urgency) as lent:
-            if lent is None or self.runner.stopping:
-                return Result(Outcome.STOPPED, 0.0, "stopped before it began")
-            self.watcher.started(stage.name)
-            environment = self.devices.environment(lent)
-            hear = self._hear(stage.name, log)
-            return self.runner.run(stage.name, hear, timeout_seconds=stage.timeout_seconds, environment=environment)
-
-    def _touched(self, stage: str) -> bool:
-        result = self.results[stage]
-        return result.outcome is Outcome.RAN or bool(result.message)  # run, or brought back from DVC's cache
-
-    def _hear(self, stage: str, log: Any) -> Any:
-        """The callback for a stage's lines: all of them into the task's log, of progress bars only a few."""
-        thinner = ProgressThinner()
-
-        def hear(line: str) -> None:
-            if progress := parse_progress(line):
-                self.watcher.progress(stage, progress)
-                if thinner.passes(progress):
-                    log.info(line)
-            else:
-                self.watcher.line(stage, line)
-                log.info(line)
-
-        return hear
-
-
-_WAS = {
-    Outcome.FAILED: "has failed",
-    Outcome.STOPPED: "was stopped",
-    Outcome.NOT_RUN: "was not run",
-}
-
-
 @task(cache_policy=NO_CACHE, persist_result=False, retry_delay_seconds=RETRY_DELAY_SECONDS)
 def run_stage(stage: Stage, run: PipelineRun) -> State[Any]:
     """Runs one stage of dvc.yaml; the state's name tells whether it ran, was unchanged, failed or was stopped."""
@@ -153,15 +101,18 @@ def pipeline(targets: list[str] | None = None, overrides: dict[str, Any] | None 
     """From raw text to evaluated, registered models: every stage of dvc.yaml that DVC finds changed.
 
     Args:
-        targets: Only these stages and what they need; `finetune` means all of `finetune@…`. Empty: every stage.
+        targets: Only these stages of dvc.yaml and what they need, e.g. ["pretrain"] or ["evaluate@translation"];
+            `finetune` means all of `finetune@…`. Empty: every stage.
         overrides: Other values for keys of params.yaml, for this run only, e.g. {"pretrain.learning_rate": 0.001}.
     """
+    outlive_the_reader()
     log = get_run_logger()
     root = Path.cwd()
     key = f"prefect-{runtime.flow_run.id}"
     environment = {"PIPELINE_RUN": key, "PIPELINE_FLOW_URL": runtime.flow_run.ui_url or ""}
     try:
         with workspace(root, overrides, on_wait=log.warning) as lock:
+            _mark_killed_run(root)
             runner = StageRunner(root, environment, keep_open=(lock,))
             watcher = StatusWriter(root, listener.get(), runtime.flow_run.ui_url or "")
             try:
@@ -170,11 +121,30 @@ def pipeline(targets: list[str] | None = None, overrides: dict[str, Any] | None 
                 stopped = _run_all(run)
             finally:
                 watcher.close()
+    except WorkspaceHeld as error:
+        return Cancelled(name="Skipped", message=str(error))
     except PipelineError as error:
         log.error(str(error))
         return Failed(message=str(error))
     publish(root, key, run.plan, run.results, targets)
     return _final_state(run, stopped)
+
+
+def _mark_killed_run(root: Path) -> None:
+    """If the run that had the workspace before was killed, with nobody left to say so, its state says so from now on.
+
+    To be called by the run that holds the workspace: no other can be at work there.
+    """
+    file = root / STATE / "flow_run"
+    with (
+        get_client(sync_client=True) as client,
+        contextlib.suppress(OSError, ValueError, ObjectNotFound, httpx.HTTPError),
+    ):
+        before = client.read_flow_run(uuid.UUID(file.read_text(encoding="utf-8")))
+        retried = str(before.id) == runtime.flow_run.id  # it is this one
+        if not retried and before.state is not None and before.state.is_running():
+            client.set_flow_run_state(before.id, Crashed(message="killed: its processes ended without a word"))
+    file.write_text(str(runtime.flow_run.id), encoding="utf-8")
 
 
 def _run_all(run: PipelineRun) -> str | None:
@@ -191,14 +161,14 @@ def _run_all(run: PipelineRun) -> str | None:
             )
             upstream = [allow_failure(Ended(futures[name])) for name in stage.upstream]
             futures[stage.name] = configured.submit(stage, run, wait_for=upstream)  # type: ignore[call-overload]
-        cancelled = _wait(futures)
-        if not cancelled:
+        if not _wait(futures):
             return None
         why = "cancelled"
     except KeyboardInterrupt:
         why = "SIGINT"
-    except TerminationSignal:
-        why = "SIGTERM"
+    except TerminationSignal:  # from whoever stops this process, or from the worker when the run is cancelled
+        with get_client(sync_client=True) as client:
+            why = "cancelled" if _cancelled(client) else "SIGTERM"
     except BaseException:
         run.runner.kill()
         raise
@@ -214,7 +184,7 @@ def _run_all(run: PipelineRun) -> str | None:
 
 def _retry_condition(stage: str, run: PipelineRun) -> Callable[[Any, TaskRun, State[Any]], bool]:
     def may_retry(_task: Any, _task_run: TaskRun, _state: State[Any]) -> bool:
-        return run.results[stage].may_retry and not run.runner.stopping
+        return stage in run.results and run.results[stage].may_retry and not run.runner.stopping
 
     return may_retry  # Prefect takes a plain function only
 
@@ -228,12 +198,16 @@ def _wait(futures: dict[str, PrefectConcurrentFuture[Any]]) -> bool:
             _, pending = concurrent.futures.wait(pending, timeout=CANCEL_POLL_SECONDS)
             if pending and time.monotonic() - asked >= CANCEL_POLL_SECONDS:
                 asked = time.monotonic()
-                with contextlib.suppress(
-                    httpx.HTTPError
-                ):  # a server that is away for a moment does not end the training
-                    state = client.read_flow_run(runtime.flow_run.id).state
-                    if state is not None and (state.is_cancelling() or state.is_cancelled()):
-                        return True
+                if _cancelled(client):
+                    return True
+    return False
+
+
+def _cancelled(client: SyncPrefectClient) -> bool:
+    """Whether the server knows this run as cancelled; a server that is away for a moment does not end the training."""
+    with contextlib.suppress(httpx.HTTPError):
+        state = client.read_flow_run(runtime.flow_run.id).state
+        return state is not None and (state.is_cancelling() or state.is_cancelled())
     return False
 
 
@@ -241,6 +215,9 @@ def _final_state(run: PipelineRun, stopped: str | None) -> State[Any]:
     if stopped:
         return Cancelled(name="Stopped", message=f"{stopped}: the next run goes on from the last checkpoints")
     failed = [f"{name}: {result.message}" for name, result in run.results.items() if result.outcome is Outcome.FAILED]
+    failed += [
+        f"{name}: its task ended before it did, see its log" for name in run.plan.stages if name not in run.results
+    ]
     if failed:
         return Failed(message="; ".join(failed))
     outcomes = [result.outcome for result in run.results.values()]

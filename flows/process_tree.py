@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import psutil
 
 MARK = "PIPELINE_PROCESS_TREE"  # in the environment of every member: descendants inherit it, wherever they go
+WORKSPACE = "PIPELINE_PROCESS_FOLDER"  # likewise, the folder that the tree works in
 KILL_ROUNDS = 5  # of up to two seconds: what hangs in a system call dies only when that returns
 
 
@@ -30,7 +32,7 @@ class ProcessTree:
         self.leader = subprocess.Popen(  # noqa: S603
             command,
             cwd=folder,
-            env={**environment, MARK: self._mark},
+            env={**environment, MARK: self._mark, WORKSPACE: str(folder.resolve())},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -79,3 +81,36 @@ class ProcessTree:
         if os.getsid(process.pid) == self.leader.pid:
             return True
         return process.environ().get(MARK) == self._mark
+
+
+def end_survivors(folder: Path, grace_seconds: float) -> int:
+    """Ends what the trees of a killed process still do in `folder`; gives how many processes that were.
+
+    SIGTERM, and SIGKILL to what is left after `grace_seconds`. For whoever holds `folder` alone: all trees there are
+    ended, but not this process or what has started it.
+    """
+    found = _survivors(folder)
+    for process in found:
+        with contextlib.suppress(psutil.Error):
+            process.terminate()
+    deadline = time.monotonic() + grace_seconds
+    while (left := _survivors(folder) if found else []) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for _ in range(KILL_ROUNDS if left else 0):
+        for process in left:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(left, timeout=1.0)
+        left = _survivors(folder)
+    return len(found)
+
+
+def _survivors(folder: Path) -> list[psutil.Process]:
+    spared = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    name, found = str(folder.resolve()), []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            alive = process.pid not in spared and process.status() != psutil.STATUS_ZOMBIE
+            if alive and process.environ().get(WORKSPACE) == name:
+                found.append(process)
+    return found

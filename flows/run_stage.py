@@ -85,13 +85,18 @@ class StageRunner:
         *,
         timeout_seconds: float | None = None,
         environment: Mapping[str, str] | None = None,
+        keep_open: tuple[int, ...] = (),
     ) -> Result:
-        """Runs `stage` to its end, calling `on_line` with each line of its output. Never raises for its failure."""
+        """Runs `stage` to its end, calling `on_line` with each line of its output. Never raises for its failure.
+
+        `keep_open`: further file descriptors for DVC's process to hold, the locks of the devices it was lent.
+        """
         began = time.monotonic()
         if self.stopping:
             return Result(Outcome.STOPPED, 0.0, "stopped before it began")
         command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
-        tree = ProcessTree(command, self._root, self._environment | dict(environment or {}), self._keep_open)
+        environment = self._environment | dict(environment or {})
+        tree = ProcessTree(command, self._root, environment, self._keep_open + keep_open)
         self._running.add(tree)
         log = StageLog(stage, on_line)
         deadline = None if timeout_seconds is None else began + timeout_seconds

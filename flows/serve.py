@@ -1,10 +1,12 @@
 """A Prefect server with its UI that serves the deployments of prefect.yaml until Ctrl-C: `python -m flows.serve`.
 
 prefect.yaml is the only list of deployments: `prefect deploy --all` puts the same ones on any other server, for a
-worker of the process work pool to run. Costs a start of 10 s, then some 300 MB of memory for server and runner.
+worker of the process work pool to run. automations.yaml, likewise, is what the server does by itself: it calls a run
+crashed that gives no sign of life. Costs a start of 10 s, then some 300 MB of memory for server and runner.
 """
 
 import argparse
+import os
 import signal
 import sys
 from pathlib import Path
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from prefect.deployments.runner import RunnerDeployment
 
 
+HEARTBEAT_SECONDS = "30"  # between the signs of life of a run: the shortest that Prefect allows
+
+
 def main() -> int:
     """The command line; gives the exit status."""
     argparse.ArgumentParser(
@@ -27,6 +32,8 @@ def main() -> int:
     root = Path.cwd()
     try:
         with prefect_server(root) as url:
+            os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", HEARTBEAT_SECONDS)
+            put_automations(root / "automations.yaml")
             print(f"Prefect UI: {url.removesuffix('/api')}  (Ctrl-C ends it, and the schedules with it)", flush=True)
             serve_deployments(root / "prefect.yaml")
     except PipelineError as error:
@@ -42,6 +49,22 @@ def serve_deployments(file: Path) -> None:
     from prefect import serve
 
     serve(*read_deployments(file), limit=1)
+
+
+def put_automations(file: Path) -> None:
+    """Puts the automations of a file, if there is one, on the server; one that is there and the same is left alone."""
+    from prefect import get_client
+    from prefect.events.schemas.automations import AutomationCore
+    from ruamel.yaml import YAML
+
+    written = YAML(typ="safe").load(file)["automations"] if file.is_file() else []
+    with get_client(sync_client=True) as client:
+        for automation in map(AutomationCore.model_validate, written):
+            there = client.read_automations_by_name(automation.name)
+            if not there:
+                client.create_automation(automation)
+            elif AutomationCore.model_validate(there[0].model_dump()) != automation:
+                client.update_automation(there[0].id, automation)
 
 
 def read_deployments(file: Path) -> "list[RunnerDeployment]":

@@ -90,7 +90,15 @@ def _running(home: Path) -> str | None:
 
 
 def _start(home: Path) -> str:
-    port = PORT if _is_free(PORT) else _free_port()
+    """Starts a server on the usual port, or a free one where another program has that, perhaps since a moment ago."""
+    for port in ([PORT] if _is_free(PORT) else []) + [_free_port()]:
+        if url := _started_on(port, home):
+            return url
+    raise PipelineError(f"the Prefect server did not start: see {STATE}/prefect/server.log")
+
+
+def _started_on(port: int, home: Path) -> str | None:
+    """The URL of a new server; None if it has ended, or does not answer in time."""
     url = f"http://{HOST}:{port}/api"
     environment = dict(os.environ) | settings(home) | {"PREFECT_SERVER_API_HOST": HOST, "PREFECT_API_URL": url}
     environment["PREFECT_SERVER_API_PORT"] = str(port)  # where the UI, in the browser, looks for the API
@@ -106,12 +114,22 @@ def _start(home: Path) -> str:
         )
     (home / "server.json").write_text(json.dumps({"url": url, "process": process.pid}))
     deadline = time.monotonic() + START_SECONDS
-    while not answers(url):
+    while not (_listens(process.pid, port) and answers(url)):
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()
-            raise PipelineError(f"the Prefect server did not start: see {STATE}/prefect/server.log")
+            return None
         time.sleep(0.25)
     return url
+
+
+def _listens(leader: int, port: int) -> bool:
+    """Whether the port belongs to this process or one that it started, and not to another server that answers there."""
+    with contextlib.suppress(psutil.Error):
+        server = psutil.Process(leader)
+        for part in (server, *server.children(recursive=True)):
+            if any(link.laddr and link.laddr.port == port for link in part.net_connections(kind="tcp")):
+                return True
+    return False
 
 
 def _stop(home: Path) -> None:

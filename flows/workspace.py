@@ -1,6 +1,6 @@
 """One run at a time in a workspace, and params.yaml changed for the time of a run. Never imports Prefect.
 
-Costs nothing where nothing is overridden; else a YAML round trip, some 50 ms.
+Costs a scan of the process table, some 20 ms, and where something is overridden a YAML round trip, some 50 ms.
 """
 
 import difflib
@@ -15,12 +15,18 @@ from typing import Any, TextIO
 
 from pydantic import BaseModel
 
+from flows.process_tree import end_survivors
 from lightning_modules.errors import PipelineError
 from stages.outputs import whole_file
 from stages.params import Params, load_params
 
 STATE = Path(".pipeline")
-WAIT_SECONDS = 60.0  # long enough for the stages of a killed run to notice that nobody reads them
+WAIT_SECONDS = 60.0  # for a run that is just ending
+GRACE_SECONDS = 20.0  # for the stages of a killed run to save a checkpoint
+
+
+class WorkspaceHeld(PipelineError):
+    """Another run is at work in the workspace."""
 
 
 @contextmanager
@@ -33,13 +39,23 @@ def workspace(
 ) -> Iterator[int]:
     """Holds the workspace `root` for one run, with `overrides` (dotted key → value) written into params.yaml.
 
-    Gives the lock's file descriptor: a child that inherits it holds the lock too, so that stages that survive a killed
-    run are never joined by a second run. params.yaml is as it was when the block ends; if a run is killed, the next
-    one restores it. Raises PipelineError if another run holds the workspace, for an unknown key and for a wrong value.
+    There are two locks. `run` is held by this process alone: who gets it knows that no other run lives, and that stages
+    still at work are those of a killed one, which are asked to end before anything starts. `lock` is inherited by the
+    children that get its file descriptor, which this gives: so what cannot be ended (another user's, another machine's
+    on a shared file system) is at least never joined by a second run.
+
+    params.yaml is as it was when the block ends; if a run is killed, the next one restores it. Raises PipelineError if
+    another run holds the workspace (WorkspaceHeld), for an unknown key and for a wrong value.
     """
     state = root / STATE
     state.mkdir(exist_ok=True)
-    with (state / "lock").open("a+", encoding="utf-8") as lock:
+    with (
+        (state / "run").open("a+", encoding="utf-8") as run,
+        (state / "lock").open("a+", encoding="utf-8") as lock,
+    ):
+        _acquire(run, wait_seconds, on_wait)
+        if ended := end_survivors(root, GRACE_SECONDS):
+            on_wait(f"a run before was killed; ended {ended} processes that its stages had left at work")
         _acquire(lock, wait_seconds, on_wait)
         _restore(root)
         try:
@@ -129,7 +145,7 @@ def _acquire(lock: TextIO, wait_seconds: float, on_wait: Callable[[str], None]) 
                 f"another run (process {lock.read().strip() or 'unknown'}, or a stage it started) holds this workspace"
             )
             if time.monotonic() - began > wait_seconds:
-                raise PipelineError(f"{holder}: wait for it to end, or stop it, and try again") from None
+                raise WorkspaceHeld(f"{holder}: wait for it to end, or stop it, and try again") from None
             if not told:
                 told = True
                 on_wait(f"{holder}; waiting up to {wait_seconds:.0f} s for it to end")

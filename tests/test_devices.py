@@ -1,9 +1,30 @@
+import os
+import subprocess
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
+from processes import still_works
+from toy_project import ROOT
 
-from flows.devices import DevicePool, visible_gpus
+from flows.devices import DevicePool, gpu_locks, visible_gpus
+
+UUIDS = ("GPU-0aaaaaaa-1111", "GPU-1bbbbbbb-2222", "GPU-2ccccccc-3333")
+BORROW = """
+import os, subprocess, sys
+from flows.devices import DevicePool
+pool = DevicePool.of_this_machine()
+with pool.lend(int(sys.argv[1]) or None, lambda: len(sys.argv) > 2) as names:
+    if names and sys.argv[2:] == ["leaves a child"]:
+        child = subprocess.Popen(["sleep", "600"], pass_fds=pool.held(names), stdout=2)
+        print(child.pid, flush=True)
+    else:
+        print(names, flush=True)
+    sys.stdin.read()
+"""
 
 
 def never() -> bool:
@@ -100,3 +121,103 @@ def test_the_users_choice_of_gpus_holds(monkeypatch: pytest.MonkeyPatch) -> None
     assert visible_gpus() == ["3", "GPU-1a2b"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert visible_gpus() == []
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> dict[str, str]:
+    """The environment of a process on a machine with three GPUs."""
+    listing = "\n".join(f"GPU {index}: NVIDIA H100 (UUID: {uuid})" for index, uuid in enumerate(UUIDS))
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ncat <<'END'\n{listing}\n  MIG 1g.10gb Device 0: (UUID: MIG-4d)\nEND\n")
+    program.chmod(0o755)
+    (tmp_path / "tmp").mkdir()
+    kept = {key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}
+    path = f"{program.parent}{os.pathsep}{os.environ['PATH']}"
+    return {**kept, "PATH": path, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / "tmp")}
+
+
+@contextmanager
+def borrowing(machine: dict[str, str], count: int, *how: str, visible: str = "") -> Iterator["subprocess.Popen[str]"]:
+    """Another process that borrows GPUs until its input ends, or is killed."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", BORROW, str(count), *how],
+        env=machine | ({"CUDA_VISIBLE_DEVICES": visible} if visible else {}),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def line(process: "subprocess.Popen[str]") -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def test_two_processes_are_never_lent_the_same_gpu(machine: dict[str, str]) -> None:
+    with borrowing(machine, 2) as first:
+        assert line(first) == "['0', '1']"
+        with borrowing(machine, 1) as second:
+            assert line(second) == "['2']"
+            with borrowing(machine, 1, "gives up") as third:
+                assert line(third) == "None"
+            with borrowing(machine, 0) as everything:
+                first.kill()  # whoever dies holds nothing more
+                second.communicate("")
+                assert line(everything) == "['0', '1', '2']"
+
+
+def test_a_gpu_is_the_same_by_whatever_name(machine: dict[str, str]) -> None:
+    with borrowing(machine, 1, visible="GPU-1b") as first:
+        assert line(first) == "['GPU-1b']"
+        with borrowing(machine, 1, "gives up", visible=UUIDS[1]) as second:
+            assert line(second) == "None"
+        with borrowing(machine, 2) as rest:
+            assert line(rest) == "['0', '2']"
+
+
+def test_who_waits_for_many_holds_none_that_others_need(machine: dict[str, str]) -> None:
+    with borrowing(machine, 1) as first:
+        assert line(first) == "['0']"
+        with borrowing(machine, 0) as everything, borrowing(machine, 2) as two:
+            assert line(two) == "['1', '2']"
+            two.communicate("")
+            first.communicate("")
+            assert line(everything) == "['0', '1', '2']"
+
+
+def test_a_stage_that_outlives_its_run_keeps_its_gpu(machine: dict[str, str]) -> None:
+    with borrowing(machine, 1, "leaves a child") as killed:
+        child = int(line(killed))
+    assert still_works(child)
+    with borrowing(machine, 0, "gives up") as everything:
+        assert line(everything) == "None"
+    os.kill(child, 9)
+    with borrowing(machine, 0) as everything:
+        assert line(everything) == "['0', '1', '2']"
+
+
+def test_locks_are_for_every_user_and_follow_no_links(
+    machine: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", machine["PATH"])
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    locks = gpu_locks(["0", "1"])
+    assert len(set(locks.values())) == 2
+    pool = DevicePool(["0"], 1, locks)
+    old = os.umask(0o077)
+    try:
+        with pool.lend(1, never) as names:
+            assert names == ["0"]
+            assert locks["0"].stat().st_mode & 0o777 == 0o644
+    finally:
+        os.umask(old)
+    (tmp_path / "precious").write_text("mine")
+    locks["1"].symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError, match="symbolic links"), DevicePool(["1"], 1, locks).lend(1, never):
+        pass

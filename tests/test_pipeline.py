@@ -4,22 +4,25 @@ The last guards the pins of fastapi and sqlalchemy: with wrong ones the server d
 """
 
 import json
+import os
+import shutil
 import signal
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
+from prefect_api import eventually, log_of, post, read_run, states, task_runs
 from processes import still_works
-from toy_project import make_project, run_flows, set_mode, start_flows, write_metrics
+from toy_project import ROOT, make_project, run_flows, set_mode, start_flows, write_metrics
 
+from flows.events import Listener, listener
 from flows.server import prefect_server
+from flows.workspace import workspace
 
-T = TypeVar("T")
 TRANSLATION = "finetune@translation"
 OTHERS = ("finetune@question_answering", "finetune@summarization")
 SCHEDULED = """
@@ -47,38 +50,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def post(url: str, body: dict[str, Any] | None = None) -> Any:
-    request = urllib.request.Request(url, json.dumps(body or {}).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request) as reply:
-        return json.load(reply)
-
-
-def eventually(get: Callable[[], T], seconds: float = 60.0) -> T:
-    """The first true value of `get`."""
-    deadline = time.monotonic() + seconds
-    while not (value := get()):
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.5)
-    return value
-
-
 def last_run(api: str) -> dict[str, Any]:
     return dict(post(f"{api}/flow_runs/filter", {"sort": "EXPECTED_START_TIME_DESC", "limit": 1})[0])
-
-
-def task_runs(api: str, run: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The task runs by name, once all have ended: Prefect records their states a moment later than they happen."""
-
-    def ended() -> dict[str, dict[str, Any]]:
-        found = post(f"{api}/task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
-        final = all(task["state_type"] in ("COMPLETED", "FAILED", "CANCELLED", "CRASHED") for task in found)
-        return {task["name"]: task for task in found} if final else {}
-
-    return eventually(ended)
-
-
-def states(api: str, run: dict[str, Any]) -> dict[str, str]:
-    return {name: task["state_name"] for name, task in task_runs(api, run).items()}
 
 
 def test_every_stage_is_a_task_with_its_log(api: str, project: Path) -> None:
@@ -93,8 +66,7 @@ def test_every_stage_is_a_task_with_its_log(api: str, project: Path) -> None:
     names = {task["id"]: name for name, task in tasks.items()}
     edges = {names[source["id"]] for source in tasks["report"]["task_inputs"]["wait_for"]}
     assert edges == {"finetune@summarization", TRANSLATION}
-    query = {"logs": {"task_run_id": {"any_": [tasks[TRANSLATION]["id"]]}}}
-    log = [line["message"] for line in post(f"{api}/logs/filter", query)]
+    log = log_of(api, task_run_id=tasks[TRANSLATION]["id"])
     assert "hello from translation" in log
     assert any(line.startswith("translation: 100%|") for line in log)
 
@@ -156,9 +128,9 @@ def test_failures_are_told_apart_and_retried_only_where_it_helps(
     _, output = run_flows(project, "--targets", TRANSLATION, PREFECT_API_URL=api, PIPELINE_WEBHOOK=address)
     assert len(told) == 2
     run = last_run(api)
-    logs = post(f"{api}/logs/filter", {"logs": {"flow_run_id": {"any_": [run["id"]]}}})
-    assert any(line["message"].endswith("could not be told: status 503") for line in logs)
-    assert not any("secret" in line["message"] for line in logs)  # the address may open a channel to whoever has it
+    log = log_of(api, flow_run_id=run["id"])
+    assert any(line.endswith("could not be told: status 503") for line in log)
+    assert not any("secret" in line for line in log)  # the address may open a channel to whoever has it
     tasks = task_runs(api, run)
     assert set(tasks) == {"prepare", TRANSLATION}
     assert tasks[TRANSLATION]["state_name"] == "Failed"
@@ -182,10 +154,91 @@ def test_cancelling_in_the_ui_ends_the_training(api: str, project: Path) -> None
     assert ended["report"] == "NotRun"
 
 
+@pytest.mark.parametrize("mode", ["crashes once", "hangs once"])
+def test_a_second_try_goes_on_from_the_checkpoint(api: str, tmp_path: Path, mode: str) -> None:
+    """The first is ended by an error, or with its children by its time-out."""
+    project = make_project(tmp_path, mode)
+    plan = (project / "dvc.yaml").read_text()
+    (project / "dvc.yaml").write_text(
+        plan.replace("retries: 1, timeout_minutes: 5", "retries: 1, timeout_minutes: 0.1")
+    )
+    status, output = run_flows(project, "--targets", TRANSLATION, PREFECT_API_URL=api)
+    assert status == 0, output
+    assert not (project / "checkpoint").exists()
+    task = task_runs(api, last_run(api))[TRANSLATION]
+    assert (task["state_name"], task["run_count"]) == ("Ran", 2)
+    log = log_of(api, task_run_id=task["id"])
+    if mode == "crashes once":
+        assert "goes on from step 7" in log
+    else:
+        assert "goes on from saved" in log
+        assert "took longer than its 0.1 minutes (meta.timeout_minutes in dvc.yaml)" in log
+        assert not any(still_works(int(pid)) for pid in (project / "pids").read_text().split())
+
+
+def test_a_run_that_was_killed_is_called_so_by_the_next(api: str, tmp_path: Path) -> None:
+    """And what its stages left at work has ended, with a checkpoint, before the next one starts."""
+    project = make_project(tmp_path, "checkpoints")
+    process = start_flows(project, "--targets", TRANSLATION, PREFECT_API_URL=api)
+    eventually((project / "pids").exists)
+    pids = [int(pid) for pid in (project / "pids").read_text().split()]
+    run = last_run(api)
+    process.kill()
+    process.communicate()
+    assert all(still_works(pid) for pid in pids)
+    assert read_run(api, run["id"])["state_type"] == "RUNNING"
+    set_mode(project, "")
+    status, output = run_flows(project, "--targets", TRANSLATION, PREFECT_API_URL=api)
+    assert status == 0, output
+    assert "a run before was killed; ended" in output
+    assert not any(still_works(pid) for pid in pids)
+    assert (project / "checkpoint").read_text() == "saved"
+    assert read_run(api, run["id"])["state_type"] == "CRASHED"
+
+
+class Broken(Listener):
+    def line(self, stage: str, text: str) -> None:
+        if stage == TRANSLATION:
+            raise SystemExit(1)
+
+
+@pytest.fixture
+def pipeline(api: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The flow, to be called in this process, in a project in `tmp_path`."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows import pipeline
+
+    monkeypatch.chdir(make_project(tmp_path))
+    monkeypatch.setattr(pipeline, "workspace", partial(workspace, wait_seconds=0.5))
+    with temporary_settings({PREFECT_API_URL: api}):  # Prefect may have read its settings before there was a server
+        yield pipeline.pipeline
+        pipeline.flush()  # or this process would try to when the server is no more
+
+
+def test_a_run_with_a_stage_that_nobody_knows_the_end_of_has_failed(pipeline: Any, tmp_path: Path) -> None:
+    token = listener.set(Broken())
+    try:
+        state = pipeline(targets=[TRANSLATION], return_state=True)
+    finally:
+        listener.reset(token)
+    assert state.is_failed()
+    assert state.message == f"{TRANSLATION}: its task ended before it did, see its log"
+    assert not (tmp_path / "out" / "translation").exists()
+
+
+def test_a_run_in_a_workspace_that_another_holds_is_skipped(pipeline: Any, tmp_path: Path) -> None:
+    with workspace(tmp_path):
+        state = pipeline(return_state=True)
+    assert (state.type, state.name) == ("CANCELLED", "Skipped")
+    assert f"process {os.getpid()}" in state.message
+
+
 def test_a_schedule_fires_and_the_run_finishes(api: str, project: Path) -> None:
     set_mode(project, "")
     entrypoint = Path(__file__).parents[1] / "flows" / "pipeline.py"
     (project / "prefect.yaml").write_text(SCHEDULED.format(entrypoint=f"{entrypoint}:pipeline"))
+    shutil.copy(ROOT / "automations.yaml", project)
     params = (project / "params.yaml").read_bytes()
     process = start_flows(project, module="flows.serve", PREFECT_API_URL=api)
     query = {"flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}, "tags": {"all_": ["auto-scheduled"]}}}
@@ -195,5 +248,7 @@ def test_a_schedule_fires_and_the_run_finishes(api: str, project: Path) -> None:
         process.terminate()
         process.communicate(timeout=60)
     assert run["auto_scheduled"]
+    names = [automation["name"] for automation in post(f"{api}/automations/filter")]
+    assert names == ["runs-without-a-sign-of-life"]
     assert states(api, run) == {"prepare": "Ran"}
     assert (project / "params.yaml").read_bytes() == params

@@ -6,15 +6,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import still_works
 from toy_project import ROOT
 
-from flows.workspace import overridden, workspace
+from flows.workspace import WorkspaceHeld, overridden, workspace
 from lightning_modules.errors import PipelineError
 from stages.params import Params, load_params
 
 HOLD = """
-import sys, subprocess
+import os, sys, subprocess
 from pathlib import Path
+from flows.process_tree import ProcessTree
 from flows.workspace import workspace
 with workspace(Path("."), {"pretrain.steps": 77777}) as lock:
     CHILD
@@ -132,7 +134,7 @@ def test_a_second_run_is_refused_clearly(root: Path) -> None:
     process = hold(root)
     said: list[str] = []
     with (
-        pytest.raises(PipelineError, match=f"process {process.pid}"),
+        pytest.raises(WorkspaceHeld, match=f"process {process.pid}"),
         workspace(root, wait_seconds=0.5, on_wait=said.append),
     ):
         pass
@@ -142,12 +144,55 @@ def test_a_second_run_is_refused_clearly(root: Path) -> None:
         pass
 
 
+LEADER = """
+import pathlib, signal, subprocess, sys, time
+code = "import time; print('up', flush=True); time.sleep(600)"
+child = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stdout=subprocess.PIPE)
+child.stdout.readline()
+def save(*_):
+    pathlib.Path("saved").touch()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, {handler})
+pathlib.Path("pids").write_text(str(child.pid) + " " + pathlib.Path("/proc/self").resolve().name)
+print("up", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("handler", ["save", "signal.SIG_IGN"])
+def test_what_the_stages_of_a_killed_run_still_do_is_ended_before_the_next(
+    root: Path, monkeypatch: pytest.MonkeyPatch, handler: str
+) -> None:
+    """Also what has left their session, and what is deaf; and nothing of other workspaces."""
+    monkeypatch.setattr("flows.workspace.GRACE_SECONDS", 20.0 if handler == "save" else 1.0)
+    (root / "leader.py").write_text(LEADER.format(handler=handler))
+    child = 'ProcessTree([sys.executable, "leader.py"], Path("."), os.environ, (lock,)).leader.stdout.readline()'
+    (root / "other").mkdir()
+    shutil.copy(ROOT / "params.yaml", root / "other")
+    shutil.copy(root / "leader.py", root / "other")
+    processes = [hold(folder, child) for folder in (root, root / "other")]
+    for process in processes:
+        process.kill()
+        process.communicate()
+    ours, others = ([int(pid) for pid in (folder / "pids").read_text().split()] for folder in (root, root / "other"))
+    assert all(map(still_works, ours + others))
+    said: list[str] = []
+    with workspace(root, wait_seconds=30.0, on_wait=said.append):
+        assert not any(map(still_works, ours))
+        assert (root / "saved").exists() == (handler == "save")
+    assert said[0] == "a run before was killed; ended 2 processes that its stages had left at work"
+    assert all(map(still_works, others))
+    with workspace(root / "other"):
+        assert not any(map(still_works, others))
+
+
 def test_a_stage_that_outlives_its_run_holds_the_workspace(root: Path) -> None:
+    """Even one that cannot be found and ended, as on another machine."""
     start = "subprocess.Popen(['sleep', '600'], pass_fds=[lock], stdout=2)"
     process = hold(root, f"Path('pid').write_text(str({start}.pid))")
     process.kill()
     process.communicate()
-    with pytest.raises(PipelineError, match="or a stage it started"), workspace(root, wait_seconds=0.5):
+    with pytest.raises(WorkspaceHeld, match="or a stage it started"), workspace(root, wait_seconds=0.5):
         pass
     os.kill(int((root / "pid").read_text()), signal.SIGKILL)
     with workspace(root):

@@ -53,13 +53,26 @@ if mode == "killed":
     os.kill(os.getpid(), signal.SIGKILL)
 if mode == "stops itself":
     sys.exit(143)
-if mode in ("stubborn", "checkpoints"):
+checkpoint = pathlib.Path("checkpoint")
+resumes = mode.endswith(" once") and checkpoint.exists()
+if resumes:
+    print(f"goes on from {checkpoint.read_text()}", flush=True)
+    checkpoint.unlink()
+elif mode == "crashes once":
+    checkpoint.write_text("step 7")
+    raise ValueError("no such luck")
+if mode == "waits":
+    print("at work", flush=True)
+    pathlib.Path("pids").write_text(f"{os.getpid()}")
+    while not pathlib.Path("go").exists():
+        time.sleep(0.1)
+if mode in ("stubborn", "checkpoints") or (mode == "hangs once" and not resumes):
     deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN);" if mode == "stubborn" else ""
     code = f"import signal, time; {deaf} print('up', flush=True); time.sleep(600)"
     grandchild = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stdout=subprocess.PIPE)
     grandchild.stdout.readline()
     def stop(*_):
-        pathlib.Path("checkpoint").write_text("saved")
+        checkpoint.write_text("saved")
         sys.exit(143)
     signal.signal(signal.SIGTERM, signal.SIG_IGN if mode == "stubborn" else stop)
     pathlib.Path("pids").write_text(f"{os.getpid()} {grandchild.pid}")
