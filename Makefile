@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test ui serve-flows status overfit find-learning-rate rollback seeds lint clean lock
+.PHONY: help demo test ui serve-flows status overfit find-learning-rate rollback seeds sweep lint clean lock
 
 PYTHON ?=
 PORT ?= 5000
@@ -47,6 +47,9 @@ rollback: $(INSTALLED)  ## make a task's former champion champion again (ARGS=tr
 
 seeds: $(INSTALLED)  ## fine-tune and score with other seeds: mean ± sd (ARGS="translation --seeds 3")
 	@$(BIN)/python -m stages.seeds $(ARGS)
+
+sweep: $(INSTALLED)  ## search values of params.yaml: trials, the bad ones ended early (ARGS=recipes/sweeps/pretraining.yaml)
+	@$(BIN)/python -m flows.sweep $(ARGS)
 
 lint: $(INSTALLED)  ## check style and types
 	@$(BIN)/ruff check .

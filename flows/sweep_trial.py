@@ -1,0 +1,236 @@
+"""One trial of a sweep: its stages in a workspace of its own, its validations watched while they come. No Prefect.
+
+Reading the validations costs nothing: they are in the journal that the stage writes for MLflow, and in the end in the
+curve.csv that it leaves.
+"""
+
+import csv
+import json
+import math
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from flows.run_stage import Outcome, StageRunner
+from flows.sweep_definition import Sweep
+from flows.sweep_search import COMPLETE, FAILED, PRUNED, Search, Trial
+from flows.sweep_workspace import (
+    Steps,
+    adopt_spools,
+    bring,
+    new_workspace,
+    read_first_steps,
+    read_steps,
+    take_copy,
+)
+from lightning_modules.errors import PipelineError
+from stages.spool import SPOOLS
+
+LOOK_SECONDS = 0.5  # between two looks at the validations
+Points = list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a sweep's trials work."""
+
+    root: Path  # the person's workspace
+    copy: Path  # the project as it was when the sweep began
+    trials: Path  # a folder each
+
+
+@dataclass(frozen=True)
+class Lent:
+    """The devices of a trial."""
+
+    environment: Mapping[str, str] = field(default_factory=dict)  # which of them its stages see
+    locks: tuple[int, ...] = ()  # file descriptors: who has them has the devices
+
+
+class TrialRunner:
+    """Runs the trials of a sweep, several at a time, one a thread; `stop()` ends them all."""
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        search: Search,
+        place: Place,
+        environment: Mapping[str, str],
+        on_end: Callable[[Trial, Path], None],
+    ) -> None:
+        """`environment` is added to this process's for every stage; `on_end` hears of a trial and its workspace."""
+        self._sweep, self._search, self._place, self._on_end = sweep, search, place, on_end
+        self._steps: Steps | None = None
+        self._environment = dict(environment)
+        self._running: set[StageRunner] = set()
+        self._dvc = threading.Lock()
+        self.stopping = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether `prepare` has been done."""
+        return self._steps is not None
+
+    def stop(self) -> None:
+        """Asks all trials to end and to save a checkpoint; no other starts. Does not wait."""
+        self.stopping = True
+        for runner in list(self._running):
+            runner.stop()
+
+    def kill(self) -> None:
+        """Ends all trials at once."""
+        self.stopping = True
+        for runner in list(self._running):
+            runner.kill()
+
+    def prepare(self, on_line: Callable[[str], None]) -> None:
+        """Copies the project, and runs what all trials need and DVC finds changed. Raises PipelineError.
+
+        What was done of it before an interruption is not done again.
+        """
+        folder, steps, done = (self._place.copy.with_name(name) for name in ("preparation", "first.json", "prepared"))
+        if not done.exists():
+            if not self._place.copy.is_dir():
+                read_first_steps(self._place.root, self._sweep.stage, list(self._sweep.fixed)).save(steps)
+                shutil.rmtree(folder, ignore_errors=True)
+                take_copy(self._place.root, self._place.copy, self._sweep.fixed)
+            first = Steps.load(steps)
+            new_workspace(self._place.copy, folder, self._place.root, {})
+            bring(folder, first.needs)
+            runner = self._runner(folder, Lent())
+            for stage in first.stages:
+                result = runner.run(stage.name, on_line, timeout_seconds=stage.timeout_seconds)
+                if result.outcome not in (Outcome.RAN, Outcome.UNCHANGED):
+                    raise PipelineError(f"{stage.name}: {result.message}")
+            self._running.discard(runner)
+            if first.stages:
+                shutil.copy2(folder / "dvc.lock", self._place.copy)
+            adopt_spools(folder, self._place.root)
+            shutil.rmtree(folder)
+            done.touch()
+        self._steps = read_steps(self._place.copy, self._sweep.stage, list(self._sweep.space))
+
+    def run(self, trial: Trial, on_line: Callable[[str], None], lent: Lent) -> Trial | None:
+        """Runs a trial to its end, and tells the search; None where it was stopped: it goes on another time."""
+        began = time.monotonic()
+        folder = self._place.trials / str(trial.number)
+        try:
+            ended = self._run(trial, folder, on_line, lent)
+        except Exception as error:  # one bad trial is not to end the others
+            why = str(error) if isinstance(error, PipelineError) else f"{type(error).__name__}: {error}"
+            ended = replace(trial, state=FAILED, reason=" ".join(why.split()))
+        if ended is None:
+            return None
+        ended = replace(ended, seconds=time.monotonic() - began)
+        self._search.tell(ended)
+        self._on_end(ended, folder)
+        adopt_spools(folder, self._place.root)
+        shutil.rmtree(folder, ignore_errors=True)
+        return ended
+
+    def _run(self, trial: Trial, folder: Path, on_line: Callable[[str], None], lent: Lent) -> Trial | None:
+        assert self._steps is not None, "prepare() first"
+        with self._dvc:  # its own threads and caches are not made for several at once
+            new_workspace(self._place.copy, folder, self._place.root, trial.values)
+            bring(folder, self._steps.needs)
+        runner = self._runner(folder, lent)
+        watch = _Watch(self._sweep, self._search, trial, folder, runner)
+        try:
+            for stage in self._steps.stages:
+                if self.stopping:
+                    return None
+                with watch:
+                    result = runner.run(stage.name, on_line, timeout_seconds=stage.timeout_seconds)
+                if result.outcome is Outcome.STOPPED and watch.pruned:
+                    return replace(trial, state=PRUNED, value=self._sweep.better([value for _, value in watch.points]))
+                if result.outcome is Outcome.STOPPED and self.stopping:
+                    return None
+                if result.outcome not in (Outcome.RAN, Outcome.UNCHANGED):
+                    return replace(trial, state=FAILED, reason=f"{stage.name}: {result.message}")
+        finally:
+            self._running.discard(runner)
+        points = read_curve(folder, self._sweep)
+        watch.take(points)
+        return replace(trial, state=COMPLETE, value=self._sweep.better([value for _, value in points]))
+
+    def _runner(self, folder: Path, lent: Lent) -> StageRunner:
+        runner = StageRunner(folder, {**self._environment, **lent.environment}, keep_open=lent.locks)
+        self._running.add(runner)
+        return runner
+
+
+class _Watch:
+    """Hands the validations of a stage at work on to the search, and ends the stage where that says so."""
+
+    def __init__(self, sweep: Sweep, search: Search, trial: Trial, folder: Path, runner: StageRunner) -> None:
+        self._sweep, self._search, self._trial, self._folder, self._runner = sweep, search, trial, folder, runner
+        self._seen: set[int] = set()
+        self.points: Points = []
+        self.pruned = False
+
+    def __enter__(self) -> "_Watch":
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def take(self, points: Points) -> bool:
+        """Reports what the search does not know yet; true where the trial is to be pruned."""
+        prune = False
+        for step, value in points:
+            if step not in self._seen and math.isfinite(value):
+                self._seen.add(step)
+                self.points.append((step, value))
+                prune = self._search.report(self._trial.number, step, value)
+        return prune
+
+    def _look(self) -> None:
+        while not self._over.wait(LOOK_SECONDS):
+            if self.take(list(read_journal(self._folder, self._sweep))):
+                self.pruned = True
+                self._runner.stop()
+                return
+
+
+def read_journal(folder: Path, sweep: Sweep) -> Iterator[tuple[int, float]]:
+    """(step, value) of the validations so far, from the journal that the sweep's stage is writing in `folder`."""
+    for journal in sorted((folder / SPOOLS).glob("*/journal.jsonl")):
+        try:
+            *lines, _unfinished = journal.read_text(encoding="utf-8").split("\n")
+        except OSError:  # all was sent, and it was removed
+            continue
+        operations = [json.loads(line) for line in lines]
+        if operations and operations[0].get("stage") == sweep.stage:
+            for operation in operations:
+                if operation["op"] == "metrics" and sweep.metric in operation["values"]:
+                    yield operation["step"], operation["values"][sweep.metric]
+
+
+def read_curve(folder: Path, sweep: Sweep) -> Points:
+    """(step, value) of all validations, from the curve.csv among the outputs of the sweep's stage.
+
+    Raises PipelineError where there is none, it does not have the metric, or a value is not finite.
+    """
+    from ruamel.yaml import YAML
+
+    locked: dict[str, Any] = YAML(typ="safe").load((folder / "dvc.lock").read_text(encoding="utf-8"))["stages"]
+    curves = [folder / out["path"] / "curve.csv" for out in locked[sweep.stage].get("outs", [])]
+    curve = next(filter(Path.is_file, curves), None)
+    if curve is None:
+        raise PipelineError(f"{sweep.stage} leaves no curve.csv: a sweep needs a stage that trains")
+    with curve.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    points = [(int(row["step"]), float(row[sweep.metric])) for row in rows if row.get(sweep.metric)]
+    if not points:
+        raise PipelineError(f"{sweep.stage} has validated no {sweep.metric}")
+    if not all(math.isfinite(value) for _, value in points):
+        raise PipelineError(f"{sweep.metric} is not finite")
+    return points
