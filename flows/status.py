@@ -1,27 +1,34 @@
 """What is running, how far, how long yet, and what failed last and why: `make status`. Imports no Prefect; 0.1 s.
 
 A run writes it down as it goes, in .pipeline/status.json, at most once a second between changes of state: so it can be
-asked for on the machine without a server, and after a run was killed.
+asked for on the machine without a server, and after a run was killed. Stages that `dvc repro` runs outside a flow are
+known by the journal that they keep for MLflow. Where PREFECT_API_URL names a server, that is asked for runs that wait.
 """
 
 import argparse
-import fcntl
 import json
+import os
 import sys
 import threading
 import time
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from flows.devices import visible_gpus
 from flows.events import Listener
 from flows.graph import Plan
+from flows.late_runs import late_runs
+from flows.outside import Outside, is_locked, stages_outside
 from flows.progress import Progress
 from flows.run_stage import Outcome, Result
+from flows.time_left import Job, bar_left, time_left
 from flows.workspace import STATE
 from lightning_modules.errors import PipelineError
 from stages.outputs import whole_file
+from stages.parallel import cores
 
 FILE = STATE / "status.json"
 EVERY_SECONDS = 1.0
@@ -35,16 +42,21 @@ class StatusWriter(Listener):
     def __init__(self, root: Path, shown: Listener, url: str) -> None:
         """`url`: where the run is in the Prefect UI, or empty."""
         self._file, self._shown, self._lock, self._written = root / FILE, shown, threading.Lock(), 0.0
-        failure = None
+        former: Json = {}
         with suppress(PipelineError):  # there was no run yet, or what it wrote is no more to be read
-            failure = _read(self._file)["last_failure"]
-        self._status: Json = {"began": time.time(), "ended": None, "url": url, "stages": {}, "last_failure": failure}
+            former = _read(self._file)
+        self._status: Json = {"began": time.time(), "ended": None, "url": url, "stages": {}, "plan": {}}
+        self._status |= {"last_failure": former.get("last_failure"), "took": former.get("took", {})}
         self.line = shown.line  # type: ignore[method-assign]
 
     def planned(self, plan: Plan) -> None:
         """All stages, in their order."""
         with self._lock:
             self._status["stages"] = {name: {"state": ""} for name in plan.stages}
+            self._status["plan"] = {
+                name: {"upstream": stage.upstream, "devices": stage.devices, "stale": name in plan.stale}
+                for name, stage in plan.stages.items()
+            }
         self._write()
         self._shown.planned(plan)
 
@@ -73,6 +85,9 @@ class StatusWriter(Listener):
             failure = {"stage": stage, "when": time.time(), "why": result.message, "log": tail}
             with self._lock:
                 self._status["last_failure"] = failure | {"url": self._status["url"]}
+        if result.outcome is Outcome.RAN:
+            with self._lock:
+                self._status["took"][stage] = result.seconds
         self._set(stage, state=str(result.outcome), seconds=result.seconds, message=result.message)
         self._shown.ended(stage, result)
 
@@ -102,21 +117,66 @@ class StatusWriter(Listener):
 
 def status_text(root: Path, now: float) -> str:
     """What `make status` prints. Raises PipelineError where the file of a run cannot be read."""
+    outside, late = list(map(partial(_told, now=now), stages_outside(root))), _late()
     if not (root / FILE).exists():
-        return "no run yet: make demo, or make serve-flows"
+        return "\n".join([*(outside or ["no run yet: make demo, or make serve-flows"]), *late])
     status = _read(root / FILE)
-    lines = [_headline(status, _held(root), now)]
+    held = _held(root)
+    lines = [_headline(status, held, now), *outside]
     for name, stage in status["stages"].items():
         if stage["state"]:
             lines.append(f"  {name:<28} {stage['state']:<10} {_detail(stage, now)}".rstrip())
     to_come = [name for name, stage in status["stages"].items() if not stage["state"]]
     if to_come and status["ended"] is None:
         lines.append(f"  still to come: {', '.join(to_come)}")
+    if held and status["ended"] is None and (left := _left(status, now)):
+        lines.append(f"  {left}")
     if failure := status["last_failure"]:
         lines.append(f"last failure: {failure['stage']}, {_clock(failure['when'])}: {failure['why']}")
         lines += [f"  | {line}" for line in failure["log"]]
         lines += [f"  its log: {failure['url']}"] if failure["url"] else []
-    return "\n".join(lines)
+    return "\n".join([*lines, *late])
+
+
+def _told(stage: Outside, now: float) -> str:
+    far = stage.progress
+    text = f", {far.share:.0%}, {far.text}" if far and far.share is not None else ""
+    return f"{stage.name} is running outside a flow, for {_span(now - stage.began)}{text}"
+
+
+def _left(status: Json, now: float) -> str:
+    """How long the whole run takes yet, by what each stage took the last time; empty where none is known."""
+    plan, stages, took = status.get("plan", {}), status["stages"], status.get("took", {})
+    jobs: dict[str, Job] = {}
+    unknown = []
+    touched = {name for name, stage in stages.items() if stage["state"] in ("ran", "running", "waiting")}
+    for name, about in plan.items():  # upstream first
+        state = stages[name]["state"]
+        if state not in ("", "running", "waiting"):
+            continue
+        if not (about["stale"] or touched & {name, *about["upstream"]}):
+            continue
+        touched.add(name)
+        running = state == "running"
+        by_bar = bar_left(stages[name].get("progress", "")) if running else None
+        spent = now - stages[name]["began"] if running else 0.0
+        if name not in took and by_bar is None:
+            unknown.append(name)
+        seconds = max(took.get(name, 0.0) - spent, by_bar or 0.0)
+        jobs[name] = Job(seconds, about["devices"], tuple(about["upstream"]), running)
+    if not jobs or len(unknown) == len(jobs):
+        return ""
+    more = f", and what {', '.join(unknown)} will take" if unknown else ""
+    return f"about {_span(time_left(jobs, len(visible_gpus()) or cores()))} to go, as it took the last time{more}"
+
+
+def _late() -> list[str]:
+    """Flow runs that nobody begins, where a Prefect server is named."""
+    api = os.environ.get("PREFECT_API_URL")
+    try:
+        return late_runs(api) if api else []
+    except PipelineError as error:
+        return [str(error)]
 
 
 def _headline(status: Json, held: bool, now: float) -> str:
@@ -143,12 +203,7 @@ def _detail(stage: Json, now: float) -> str:
 
 def _held(root: Path) -> bool:
     """Whether a run, or a stage that it started, holds the workspace."""
-    with (root / STATE / "lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        return False
+    return is_locked(root / STATE / "lock")
 
 
 def _read(path: Path) -> Json:

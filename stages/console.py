@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 
 from lightning_modules.errors import Interrupted, PipelineError
+from stages.stage_log import heard
 
 EXIT_WRONG_INPUT = 1
 EXIT_STOPPED = 128 + signal.SIGTERM  # what a shell shows for a process ended by SIGTERM
@@ -43,14 +44,15 @@ def run_stage(main: Callable[[argparse.Namespace], Any], parser: argparse.Argume
     """
     arguments = parser.parse_args()
     show_traceback = arguments.traceback or bool(os.environ.get("PIPELINE_TRACEBACK"))
-    try:
-        main(arguments)
-    except PipelineError as error:
-        if show_traceback:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_WRONG_INPUT)
-    except (Interrupted, KeyboardInterrupt) as stop:
-        print(f"stopped: {stop or 'interrupted'}", file=sys.stderr)
-        sys.exit(EXIT_STOPPED)
+    with heard():
+        try:
+            main(arguments)
+        except PipelineError as error:
+            if show_traceback:
+                traceback.print_exc()
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(EXIT_WRONG_INPUT)
+        except (Interrupted, KeyboardInterrupt) as stop:
+            print(f"stopped: {stop or 'interrupted'}", file=sys.stderr)
+            sys.exit(EXIT_STOPPED)
     sys.exit(0)

@@ -14,16 +14,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from lightning_modules.errors import PipelineError
-from stages.lineage import without_credentials
+from stages.lineage import current_runs, without_credentials
+from stages.refusals import is_final, trouble
+from stages.scrub import scrubbed
 from stages.spool import Operation, Spool, file_lock
 
 REQUEST_SECONDS = 4  # more than any answer of a healthy server takes, and what a stage may lose to a dead one
 METRICS_AT_ONCE = 1000  # MLflow's own limits of a batch
 PARAMS_AT_ONCE = 100
 UI_ADDRESS = "http://127.0.0.1:5000"  # where `make ui` shows the default store
-_KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's pages open with runs, not with chat traces
 _PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
-_FINAL_ERRORS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST"}
+_KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's pages open with runs, not with chat traces
 
 
 def tracking_uri(root: Path) -> str:
@@ -47,6 +48,11 @@ def answers(uri: str) -> bool:
             return True
     except (OSError, ValueError):
         return False
+
+
+def run_pages(root: Path) -> dict[str, str]:
+    """Of each stage whose outputs are those of a known run: the address of the run in MLflow's pages."""
+    return {stage: f"{ui_url(tracking_uri(root))}/{run.link}" for stage, run in current_runs(root).items()}
 
 
 def prepare_store(uri: str, root: Path) -> None:
@@ -83,9 +89,10 @@ class Delivery:
         self.root = root
         self.client: Any = MlflowClient(uri)
         self.refused: list[str] = []  # what the server will never take, for a warning
+        self.trouble = ""  # why it took nothing the last time
 
     def send(self, spool: Spool) -> bool:
-        """Sends what is unsent. False where the server does not answer now: the rest stays in the spool.
+        """Sends what is unsent. False where the server takes nothing now (`trouble`): the rest stays in the spool.
 
         What the server refuses for good (a changed parameter, a deleted run) is left out and noted in `refused`.
         """
@@ -95,9 +102,10 @@ class Delivery:
             try:
                 self._apply(spool, [operation for operation, _ in batch])
             except Exception as error:
-                if not _is_final(error):
+                if not is_final(error):
+                    self.trouble = trouble(error)
                     return False
-                self.refused.append(str(error).splitlines()[0][:300])
+                self.refused.append(scrubbed(str(error).splitlines()[0])[:300])
             spool.save_state(sent=batch[-1][1])
             operations = operations[len(batch) :]
         return True
@@ -121,6 +129,8 @@ class Delivery:
                 self.client.log_artifacts(run_id, str(path), path.name)
             else:
                 self.client.log_artifact(run_id, str(path))
+        elif first["op"] == "show":
+            self._show(spool, first["artifact"])
         elif first["op"] == "end":
             self._end(spool, first)
 
@@ -129,7 +139,9 @@ class Delivery:
         parent = self._parent(experiment, operation) if operation["parent"] else None
         tags = operation["tags"] | {"pipeline.spool": spool.folder.name}
         if parent:
+            link = f"Part of [this pipeline run](#/experiments/{experiment}/runs/{parent})."
             tags["mlflow.parentRunId"] = parent
+            tags["mlflow.note.content"] = f"{link}\n\n{tags.get('mlflow.note.content', '')}".rstrip()
         run_id = self._reopened(spool.state.get("run_id") or operation["resume"], tags)
         if run_id is None and spool.state.get("creating"):  # a former process may have died right after creating it
             found = self.client.search_runs([experiment], f"tags.`pipeline.spool` = '{spool.folder.name}'")
@@ -138,7 +150,7 @@ class Delivery:
             spool.save_state(creating=True)
             name = operation["stage"]
             run_id = self.client.create_run(experiment, operation["time"], tags, run_name=name).info.run_id
-        spool.save_state(run_id=run_id, experiment_id=experiment, parent_id=parent)
+        spool.save_state(run_id=run_id, experiment_id=experiment, parent_id=parent, ended=False)
         self._log_inputs(run_id, operation["datasets"])
 
     def _reopened(self, run_id: str | None, tags: dict[str, str]) -> str | None:
@@ -151,7 +163,7 @@ class Delivery:
             former = self.client.get_run(run_id)
             self.client.update_run(run_id, status="RUNNING")
         except MlflowException as error:
-            if _is_final(error):
+            if is_final(error):
                 return None
             raise
         for key, value in tags.items():
@@ -209,11 +221,24 @@ class Delivery:
             tags = [InputTag("mlflow.data.context", "input")]
             self.client.log_inputs(run_id, [DatasetInput(Dataset(**dataset), tags) for dataset in datasets])
 
+    def _show(self, spool: Spool, artifact: str) -> None:
+        """Links an artifact in the description of the pipeline's run, below who started it."""
+        state = spool.state
+        if not state["parent_id"]:
+            return
+        address = self.client.get_run(state["parent_id"]).data.tags.get("prefect.url")
+        lines = [f"Started by [this Prefect flow run]({address}).\n"] if address else []
+        lines.append(
+            f"[{artifact}](#/experiments/{state['experiment_id']}/runs/{state['run_id']}/artifacts/{artifact})"
+        )
+        self.client.set_tag(state["parent_id"], "mlflow.note.content", "\n".join(lines))
+
     def _end(self, spool: Spool, operation: Operation) -> None:
         self.client.set_terminated(spool.state["run_id"], operation["status"], operation["time"])
         if spool.state["parent_id"]:
             with file_lock(self.root / ".pipeline" / "mlflow.lock"):
                 self._settle(spool.state["experiment_id"], spool.state["parent_id"])
+        spool.save_state(ended=True)
 
     def _settle(self, experiment: str, parent: str) -> None:
         """A pipeline run is open while a stage is; then it failed where a stage's last run did, else finished."""
@@ -233,13 +258,3 @@ def _batch(operations: list[tuple[Operation, int]]) -> list[tuple[Operation, int
         while count < min(len(operations), METRICS_AT_ONCE // 10) and operations[count][0]["op"] == "metrics":
             count += 1
     return operations[:count]
-
-
-def _is_final(error: Exception) -> bool:
-    """Whether trying again cannot help: not a silent, overloaded or unwilling server, but a wrong request."""
-    from mlflow.exceptions import MlflowException
-    from requests.exceptions import RequestException
-
-    if isinstance(error, MlflowException):
-        return error.error_code in _FINAL_ERRORS
-    return not isinstance(error, RequestException)

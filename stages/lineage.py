@@ -30,6 +30,14 @@ class PipelineRun:
     name: str
 
 
+@dataclass(frozen=True)
+class MadeBy:
+    """A stage's run: where it is in MLflow's pages, and what it made."""
+
+    link: str
+    outputs: tuple[Path, ...]
+
+
 @dataclass
 class Lineage:
     """The facts of one stage's run."""
@@ -133,8 +141,8 @@ def without_credentials(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
-def _makers(dependencies: dict[str, str], root: Path) -> dict[str, list[tuple[str, str]]]:
-    """For each dependency the stages that made it, each with the address of the run in MLflow's pages.
+def current_runs(root: Path) -> dict[str, MadeBy]:
+    """The run that made the present outputs of each stage, where it is known.
 
     A run is named only if it read what `dvc.lock` says the stage read: after a `dvc checkout` of other data it did not.
     """
@@ -144,20 +152,26 @@ def _makers(dependencies: dict[str, str], root: Path) -> dict[str, list[tuple[st
         locked: dict[str, Any] = YAML(typ="safe").load((root / "dvc.lock").read_text())["stages"]
     except (OSError, KeyError, TypeError):
         return {}
-    makers: dict[str, list[tuple[str, str]]] = {}
+    runs: dict[str, MadeBy] = {}
     for stage, lock in locked.items():
-        outputs = [Path(output["path"]) for output in lock.get("outs", [])]
         latest = root / LATEST / f"{stage}.json"
         if not latest.exists():
             continue
         made = json.loads(latest.read_text())
         read = {dependency["path"]: dependency.get("md5") for dependency in lock.get("deps", [])}
-        if any(made["dependencies"].get(path) != md5 for path, md5 in read.items()):
-            continue
-        link = f"#/experiments/{made['experiment_id']}/runs/{made['run_id']}"
+        if all(made["dependencies"].get(path) == md5 for path, md5 in read.items()):
+            link = f"#/experiments/{made['experiment_id']}/runs/{made['run_id']}"
+            runs[stage] = MadeBy(link, tuple(Path(output["path"]) for output in lock.get("outs", [])))
+    return runs
+
+
+def _makers(dependencies: dict[str, str], root: Path) -> dict[str, list[tuple[str, str]]]:
+    """For each dependency the stages that made it, each with the address of the run in MLflow's pages."""
+    makers: dict[str, list[tuple[str, str]]] = {}
+    for stage, run in current_runs(root).items():
         for path in dependencies:
-            if any(Path(path).is_relative_to(output) or output.is_relative_to(path) for output in outputs):
-                makers.setdefault(path, []).append((stage, link))
+            if any(Path(path).is_relative_to(output) or output.is_relative_to(path) for output in run.outputs):
+                makers.setdefault(path, []).append((stage, run.link))
     return makers
 
 

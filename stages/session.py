@@ -3,23 +3,27 @@
 `stages.tracking` is what stages call; this is its engine room. Opening costs MLflow's import, 1 to 2 s.
 """
 
-import json
 import os
-import sys
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from stages.delivery import Delivery, answers, tracking_uri, ui_url
+from stages import stage_log
+from stages.delivery import Delivery, answers, tracking_uri
 from stages.lineage import lineage, pipeline_run, remember_latest, without_credentials
-from stages.spool import SPOOLS, Spool
+from stages.machine_load import load_sampler
+from stages.refusals import is_final, trouble
+from stages.scrub import scrubbed
+from stages.sending import add_log, let_go, log_size, send, send_abandoned, warn
+from stages.spool import SPOOLS, Operation, Spool
 
 SEND_EVERY = 2.0  # seconds between two looks into the journal
 RETRY_AFTER = 15.0  # seconds that a server which did not answer is left alone
+TAKE_WAIT = 10.0  # seconds that another stage may take to send what is left of a killed run
 SAMPLE_EVERY = 10.0  # seconds between two samples of the machine's load
+SHOW_LOG_EVERY = 60.0  # seconds between two copies of a running stage's log
 LAST_SEND = 60.0  # seconds that a stage's end may wait for a slow server to take the rest
 _SHARED_TAGS = ("mlflow.source.git", "mlflow.user", "git.", "host", "params.", "prefect.")  # with the pipeline's run
 
@@ -36,11 +40,15 @@ class Session:
         self.uri = tracking_uri(self.root)
         self.resume_from = resume_from
         self._delivery: Delivery | None = None
-        self._warned = False
+        self._warned: set[str] = set()
         self._retry_at = 0.0
         self._stop = threading.Event()
         self._lineage = lineage(stage, inputs, self.root)
         self.spool = self._open_spool()
+        # A training that goes on makes the steps since its last checkpoint again: up to these they were logged before.
+        self._logged = self.spool.last_steps()
+        if stage_log.current:
+            stage_log.current.keep_in(self.spool.folder / stage_log.LOG, stage)
         self.spool.append(self._begin())
         self._send()
         self._threads = [threading.Thread(target=self._keep_sending, name="mlflow", daemon=True)]
@@ -54,13 +62,35 @@ class Session:
         """MLflow's id, once the run exists there."""
         return self.spool.state.get("run_id")
 
+    def log_metrics(self, values: dict[str, float], step: int) -> None:
+        """Notes numbers, but for those that a run gone on with had noted before it was killed."""
+        new = {name: value for name, value in values.items() if not self._was_logged(name, step)}
+        if new:
+            self._note({"op": "metrics", "values": new, "step": step, "time": now()})
+
+    def log_params(self, values: dict[str, str]) -> None:
+        """Notes parameters."""
+        self._note({"op": "params", "values": {name: scrubbed(value) for name, value in values.items()}})
+
+    def log_file(self, path: Path) -> None:
+        """Keeps a copy of a file or folder."""
+        self._note({"op": "file"}, path)
+
+    def show(self, artifact: str) -> None:
+        """Notes that an artifact is to be linked where the whole pipeline is shown."""
+        self._note({"op": "show", "artifact": artifact})
+
     def close(self, status: str) -> None:
-        """Ends the run with MLflow's `status`; what cannot be sent now stays on disk."""
+        """Ends the run with MLflow's `status`; what cannot be sent now stays on disk.
+
+        What a stage prints after this, its error for one, is sent when it ends.
+        """
         self._stop.set()
         for thread in self._threads:
             thread.join(timeout=LAST_SEND)
         self.spool.append({"op": "end", "status": status, "time": now()})
         if any(thread.is_alive() for thread in self._threads):
+            add_log(self.spool)
             return  # a very slow server: the rest is sent by the next stage
         self._send()
         if status == "FINISHED":
@@ -71,7 +101,31 @@ class Session:
                 (self.resume_from / "mlflow_run_id").unlink(missing_ok=True)
                 (self.resume_from / "mlflow_spool").unlink(missing_ok=True)
                 self.spool.save_state(resume_from=None)
-        _let_go(self.spool)
+        if stage_log.current:
+            stage_log.current.at_end(self._finish)
+        else:
+            self._finish()
+
+    def _finish(self) -> None:
+        if add_log(self.spool):
+            self._send()
+        let_go(self.spool)
+
+    def _note(self, operation: Operation, file: Path | None = None) -> None:
+        """Writes an operation down. A full disk costs what is to be logged, not the work."""
+        try:
+            kept = {"path": str(self.spool.keep_file(file))} if file else {}
+            self.spool.append(operation | kept)
+        except OSError as error:
+            self._warn(f"what is logged cannot be kept in {self.spool.folder} ({error})")
+
+    def _was_logged(self, name: str, step: int) -> bool:
+        if name not in self._logged:
+            return False
+        if step > self._logged[name]:
+            del self._logged[name]  # from now on a step that comes again is one made anew, after a loss spike
+            return False
+        return True
 
     def _open_spool(self) -> Spool:
         """The spool that an interrupted run left behind, where there is one, else a new one."""
@@ -79,7 +133,7 @@ class Session:
             return Spool.create(self.root)
         self.resume_from.mkdir(parents=True, exist_ok=True)
         note = self.resume_from / "mlflow_spool"
-        spool = Spool.take(self.root / SPOOLS / note.read_text().strip()) if note.exists() else None
+        spool = Spool.take(self.root / SPOOLS / note.read_text().strip(), TAKE_WAIT) if note.exists() else None
         spool = spool or Spool.create(self.root)
         note.write_text(spool.folder.name)
         spool.save_state(resume_from=str(self.resume_from))
@@ -102,82 +156,50 @@ class Session:
             "resume": known.read_text().strip() if known and known.exists() else None,
         }
 
-    def _send(self) -> None:
-        """Sends what is unsent, unless the server was silent a moment ago."""
+    def _send(self) -> bool:
+        """Sends what is unsent, unless the server was silent a moment ago. Whether all was sent."""
         if time.monotonic() < self._retry_at:
-            return
-        answered = answers(self.uri)
-        if answered:
-            self._delivery = self._delivery or Delivery(self.uri, self.root)
-            answered = send(self._delivery, self.spool)
-        if not answered:
+            return False
+        told = self._try_to_send() if answers(self.uri) else "does not answer"
+        if told:
             self._retry_at = time.monotonic() + RETRY_AFTER
-            if not self._warned:
-                warn(
-                    f"MLflow at {without_credentials(self.uri)} does not answer; what is logged is kept and sent later"
-                )
-            self._warned = True
+            self._warn(f"MLflow at {without_credentials(self.uri)} {told}; what is logged is kept and sent later")
+        return not told
+
+    def _try_to_send(self) -> str:
+        """Why it could not, or nothing. Raises where no later try could, as for an address that is none."""
+        try:
+            self._delivery = self._delivery or Delivery(self.uri, self.root)
+        except Exception as error:
+            if is_final(error):
+                raise
+            return trouble(error)
+        return "" if send(self._delivery, self.spool) else self._delivery.trouble
+
+    def _warn(self, message: str) -> None:
+        """Says it once."""
+        if message not in self._warned:
+            self._warned.add(message)
+            warn(message)
 
     def _keep_sending(self) -> None:
         if self._delivery and not self._retry_at:
             send_abandoned(self._delivery, self._stop)
+        shown, size = time.monotonic(), 0
         while not self._stop.wait(SEND_EVERY):
-            self._send()
+            try:
+                if self._send() and time.monotonic() - shown >= SHOW_LOG_EVERY and log_size(self.spool) > size:
+                    shown, size = time.monotonic(), log_size(self.spool)
+                    add_log(self.spool)
+            except OSError as error:  # there may be room again later
+                self._warn(f"what is logged cannot be noted as sent ({error})")
 
     def _keep_sampling(self) -> None:
-        sample = _load_sampler()
-        step = 0
-        while not self._stop.wait(SAMPLE_EVERY if step else 1.0):
-            self.spool.append({"op": "metrics", "values": sample(), "step": step, "time": now()})
+        sample = load_sampler()
+        step = first = 1 + max((at for name, at in self._logged.items() if name.startswith("system/")), default=-1)
+        while not self._stop.wait(SAMPLE_EVERY if step > first else 1.0):
+            self._note({"op": "metrics", "values": sample(), "step": step, "time": now()})
             step += 1
-
-
-def send(delivery: Delivery, spool: Spool) -> bool:
-    """Sends what `spool` holds, and notes where the flow and a resumed run look which run it is. False: no answer."""
-    known = spool.state.get("run_id")
-    answered = delivery.send(spool)
-    if spool.state.get("run_id") != known:
-        _announce(delivery, spool)
-    if delivery.refused:
-        more = f" (and {len(delivery.refused) - 1} more)" if len(delivery.refused) > 1 else ""
-        warn(f"MLflow did not take something of {spool.state.get('stage')}: {delivery.refused[0]}{more}")
-        delivery.refused.clear()
-    return answered
-
-
-def send_abandoned(delivery: Delivery, stop: threading.Event) -> None:
-    """Sends what runs of dead processes, or of a silent server, left; a run without an end was killed."""
-    for spool in Spool.abandoned(delivery.root):
-        operations = spool.unsent()
-        if not spool.state and not operations:
-            spool.remove()
-            continue
-        if not spool.state.get("ended") and (not operations or operations[-1][0]["op"] != "end"):
-            spool.append({"op": "end", "status": "KILLED", "time": spool.written})
-        answered = send(delivery, spool)
-        _let_go(spool)
-        if stop.is_set() or not answered:
-            return
-
-
-def _let_go(spool: Spool) -> None:
-    """Deletes a spool of which everything was sent, leaves any other to who comes next."""
-    if spool.unsent():
-        spool.release()
-    else:
-        spool.remove()
-
-
-def _announce(delivery: Delivery, spool: Spool) -> None:
-    state = spool.state
-    if state.get("resume_from") and Path(state["resume_from"]).is_dir():
-        (Path(state["resume_from"]) / "mlflow_run_id").write_text(state["run_id"])
-    if state["pipeline_run"]:
-        path = delivery.root / ".pipeline" / "runs" / state["pipeline_run"] / f"{state['stage']}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fact = {name: state[name] for name in ("stage", "run_id", "experiment_id")}
-        fact["url"] = f"{ui_url(delivery.uri)}/#/experiments/{state['experiment_id']}/runs/{state['run_id']}"
-        path.write_text(json.dumps(fact, indent=2) + "\n")
 
 
 def _experiment(root: Path) -> str:
@@ -192,35 +214,6 @@ def _experiment(root: Path) -> str:
         return "Default"
 
 
-def _load_sampler() -> Callable[[], dict[str, float]]:
-    """A function that measures the machine (CPU, memory, disk, network, GPUs) under MLflow's own names."""
-    from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
-    from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
-    from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
-    from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
-
-    monitors: list[Any] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
-    try:
-        monitors.append(GPUMonitor())
-    except Exception:  # no GPU, no driver, or no library for it
-        monitors = monitors[:3]
-
-    def sample() -> dict[str, float]:
-        values: dict[str, float] = {}
-        for monitor in monitors:
-            monitor.collect_metrics()
-            values |= {f"system/{name}": float(value) for name, value in monitor.aggregate_metrics().items()}
-            monitor.clear_metrics()
-        return values
-
-    return sample
-
-
 def now() -> int:
     """Milliseconds of the Unix epoch."""
     return time.time_ns() // 1_000_000
-
-
-def warn(message: str) -> None:
-    """One line on stderr."""
-    print(f"warning: {message}", file=sys.stderr, flush=True)

@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -46,12 +46,18 @@ class Spool:
         return spool
 
     @classmethod
-    def take(cls, folder: Path) -> "Spool | None":
-        """The spool in `folder`, or None where there is none or a living process holds it."""
-        try:
-            return cls(folder, _locked(folder))
-        except OSError:  # BlockingIOError, FileNotFoundError
-            return None
+    def take(cls, folder: Path, wait: float = 0.0) -> "Spool | None":
+        """The spool in `folder`, or None where there is none or a living process holds it for `wait` seconds more."""
+        until = time.monotonic() + wait
+        while True:
+            try:
+                return cls(folder, _locked(folder))
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    return None
+                time.sleep(0.1)
+            except OSError:
+                return None
 
     @classmethod
     def abandoned(cls, root: Path) -> "Iterator[Spool]":
@@ -60,6 +66,22 @@ class Spool:
             spool = cls.take(folder)
             if spool is not None:
                 yield spool
+
+    @classmethod
+    def waiting(cls, root: Path) -> int:
+        """How many spools under `root`, also those of living processes, hold something unsent."""
+        count = 0
+        for folder in (root / SPOOLS).glob("*-*"):
+            with suppress(FileNotFoundError):  # its owner has sent everything just now
+                state = folder / "state.json"
+                sent = json.loads(state.read_text()).get("sent", 0) if state.exists() else 0
+                count += (folder / "journal.jsonl").stat().st_size > sent
+        return count
+
+    @property
+    def root(self) -> Path:
+        """The folder that it was created under."""
+        return self.folder.parents[len(SPOOLS.parts)]
 
     @property
     def written(self) -> int:
@@ -86,7 +108,17 @@ class Spool:
 
     def unsent(self) -> list[tuple[Operation, int]]:
         """The operations not sent yet, each with the journal's length after it."""
-        offset = int(self.state.get("sent", 0))
+        return self._operations(int(self.state.get("sent", 0)))
+
+    def last_steps(self) -> dict[str, int]:
+        """The step of each metric's last value, sent or not."""
+        steps: dict[str, int] = {}
+        for operation, _ in self._operations(0):
+            if operation["op"] == "metrics":
+                steps |= dict.fromkeys(operation["values"], operation["step"])
+        return steps
+
+    def _operations(self, offset: int) -> list[tuple[Operation, int]]:
         with (self.folder / "journal.jsonl").open("rb") as file:
             file.seek(offset)
             lines = file.read().split(b"\n")[:-1]

@@ -10,7 +10,6 @@ goes on, and the next stage, or `python -m stages.tracking`, sends what was kept
 
 import argparse
 import json
-import os
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,10 +20,13 @@ from typing import Any
 from lightning_modules.errors import Interrupted, PipelineError
 from stages.console import run_stage, stage_parser
 from stages.delivery import Delivery, answers, tracking_uri
-from stages.session import Session, now, send_abandoned, warn
-from stages.spool import SPOOLS
-
-_RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")  # what launchers set in each process of a DDP run
+from stages.lineage import without_credentials
+from stages.ranks import is_main_process
+from stages.refusals import trouble
+from stages.scrub import scrubbed
+from stages.sending import send_abandoned, warn
+from stages.session import Session
+from stages.spool import SPOOLS, Spool
 
 
 class StageRun:
@@ -41,25 +43,29 @@ class StageRun:
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Numbers (or tensors of one) at a step."""
         if self._session:
-            values = {name: float(value) for name, value in metrics.items()}
-            self._session.spool.append({"op": "metrics", "values": values, "step": int(step), "time": now()})
+            self._session.log_metrics({name: float(value) for name, value in metrics.items()}, int(step))
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Parameters, nested ones under dotted names."""
         if self._session:
-            self._session.spool.append({"op": "params", "values": flat(params)})
+            self._session.log_params(flat(params))
 
     def log_artifact(self, path: Path) -> None:
         """A copy of a file or folder as it is now; meant for small ones."""
         if self._session:
-            self._session.spool.append({"op": "file", "path": str(self._session.spool.keep_file(path))})
+            self._session.log_file(path)
+
+    def show_with_pipeline(self, artifact: str) -> None:
+        """Links an artifact of this run in the description of the whole pipeline's run."""
+        if self._session:
+            self._session.show(artifact)
 
     def log_text(self, text: str, name: str) -> None:
         """A text, as a file called `name`."""
         if self._session:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / name
-                path.write_text(text, encoding="utf-8")
+                path.write_text(scrubbed(text), encoding="utf-8")
                 self.log_artifact(path)
 
 
@@ -94,7 +100,7 @@ def stage_run(
 
 
 def _open(stage: str, inputs: list[Path], resume_from: Path | None, system_metrics: bool) -> Session | None:
-    if any(os.environ.get(name, "0") != "0" for name in _RANKS):
+    if not is_main_process():
         return None
     try:
         return Session(stage, inputs, resume_from, system_metrics)
@@ -111,12 +117,18 @@ def _close(session: Session, status: str) -> None:
 
 
 def flush(root: Path | None = None) -> int:
-    """Sends what earlier runs kept. Returns the number of runs that still wait, because the server does not answer."""
+    """Sends what earlier runs kept. Returns the number of runs that still wait, and says why."""
     root = root or Path.cwd()
     uri = tracking_uri(root)
     if any((root / SPOOLS).glob("*-*")) and answers(uri):
-        send_abandoned(Delivery(uri, root), threading.Event())
-    return len(list((root / SPOOLS).glob("*-*")))
+        try:
+            delivery = Delivery(uri, root)
+        except Exception as error:
+            raise PipelineError(f"MLflow at {without_credentials(uri)} {trouble(error)}") from error
+        send_abandoned(delivery, threading.Event())
+        if delivery.trouble:
+            warn(f"MLflow at {without_credentials(uri)} {delivery.trouble}")
+    return Spool.waiting(root)
 
 
 def flat(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -131,14 +143,14 @@ def flat(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _one_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+    return scrubbed((str(error).splitlines() or [type(error).__name__])[0])[:300]
 
 
 def main(_: argparse.Namespace) -> None:
     """Sends what earlier runs kept, and says what is left."""
     waiting = flush()
     if waiting:
-        raise PipelineError(f"MLflow does not answer: {waiting} runs wait in {SPOOLS}; start the server and try again")
+        raise PipelineError(f"MLflow takes nothing now: {waiting} runs wait in {SPOOLS}; mend it and try again")
     print("nothing waits to be sent to MLflow")
 
 

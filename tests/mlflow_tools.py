@@ -50,8 +50,11 @@ def shell(folder: Path, command: str) -> None:
 
 
 @contextmanager
-def server(root: Path, port: int) -> Iterator[Callable[[], None]]:
-    """A real tracking server; gives the function that kills it, and kills it at the end of the block."""
+def server(root: Path, port: int, *arguments: str, **changes: str) -> Iterator[Callable[[], None]]:
+    """A real tracking server, with more `arguments` and other variables in its environment.
+
+    Gives the function that kills it, and kills it at the end of the block.
+    """
     store = [
         "--backend-store-uri",
         f"sqlite:///{root}/.pipeline/mlflow.db",
@@ -59,9 +62,9 @@ def server(root: Path, port: int) -> Iterator[Callable[[], None]]:
         str(root / "artifacts"),
     ]
     address = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | changes
     environment.pop("MLFLOW_TRACKING_URI", None)
-    command = [sys.executable, "-m", "mlflow", "server", *store, *address]
+    command = [sys.executable, "-m", "mlflow", "server", *store, *address, *arguments]
     with (root / "server.log").open("a") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
 

@@ -90,13 +90,14 @@ def workspace(root: Path, only: str = "", **changes: dict[str, Any]) -> Path:
     return root
 
 
-def start(root: Path, command: tuple[str, ...]) -> "subprocess.Popen[str]":
+def start(root: Path, command: tuple[str, ...], **changes: str) -> "subprocess.Popen[str]":
+    """Starts a stage; `changes` are of its environment."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PIPELINE_", "DVC_"))}
     environment |= {
         "PYTHONPATH": str(REPOSITORY),
         "MLFLOW_TRACKING_URI": "http://127.0.0.1:9",  # nobody answers there: training does not need anybody to
         "OMP_NUM_THREADS": "1",
-    }
+    } | changes
     log = (root / "log.txt").open("w")
     return subprocess.Popen(
         [sys.executable, "-m", *command],
@@ -110,9 +111,9 @@ def start(root: Path, command: tuple[str, ...]) -> "subprocess.Popen[str]":
 
 
 @contextmanager
-def running(root: Path, command: tuple[str, ...]) -> Iterator["subprocess.Popen[str]"]:
+def running(root: Path, command: tuple[str, ...], **changes: str) -> Iterator["subprocess.Popen[str]"]:
     """A stage at work; whatever is left of it at the end is killed."""
-    process = start(root, command)
+    process = start(root, command, **changes)
     try:
         yield process
     finally:
@@ -121,9 +122,9 @@ def running(root: Path, command: tuple[str, ...]) -> Iterator["subprocess.Popen[
         process.wait()
 
 
-def finish(root: Path, command: tuple[str, ...]) -> str:
+def finish(root: Path, command: tuple[str, ...], **changes: str) -> str:
     """Runs a stage to its end; returns what it printed."""
-    with running(root, command) as process:
+    with running(root, command, **changes) as process:
         status = process.wait(timeout=300)
     log = (root / "log.txt").read_text()
     assert status == 0, log

@@ -1,6 +1,8 @@
 """What reaches MLflow: everything once, from processes that meet, through a real server that dies and comes back."""
 
+import contextlib
 import json
+import sqlite3
 import threading
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 from mlflow_tools import client, free_port, history, python, runs, server, wait_for
 
 from stages.delivery import tracking_uri
+from stages.spool import SPOOLS
 from stages.tracking import flush, stage_run
 
 
@@ -17,19 +20,26 @@ def test_processes_that_meet_on_a_fresh_database_all_succeed(tmp_path: Path) -> 
         import sys
         from stages.tracking import stage_run
         with stage_run(sys.argv[1]) as run:
-            run.log_metrics({"loss": 1.0})
+            for step in range(500):
+                run.log_metrics({"loss": float(step), "rate": 1.0}, step=step)
     """
     environment = {"PIPELINE_RUN": "one"}
     processes = [
-        threading.Thread(target=python, args=(tmp_path, script, f"stage{n}"), kwargs=environment) for n in range(2)
+        threading.Thread(target=python, args=(tmp_path, script, f"stage{n}"), kwargs=environment) for n in range(4)
     ]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
     made = runs(tracking_uri(tmp_path))
-    assert set(made) == {"all", "stage0", "stage1"}
+    assert set(made) == {"all", "stage0", "stage1", "stage2", "stage3"}
     assert {run.info.status for run in made.values()} == {"FINISHED"}
+    made.pop("all")
+    for run in made.values():
+        assert history(tracking_uri(tmp_path), run.info.run_id, "loss") == [(n, float(n)) for n in range(500)]
+    assert not list((tmp_path / SPOOLS).iterdir()), "nothing had to wait: the database was never locked for too long"
+    with contextlib.closing(sqlite3.connect(tmp_path / ".pipeline/mlflow.db")) as database:
+        assert database.execute("pragma integrity_check").fetchone() == ("ok",)
 
 
 def test_what_mlflow_refuses_is_said_and_the_rest_arrives(study: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -176,9 +176,8 @@ def test_mlflow_knows_what_every_run_was_made_from(workspace: Path) -> None:
     [pretrain] = by_stage["pretrain"]
     assert pretrain.info.status == "FINISHED"
     history = client.get_metric_history(pretrain.info.run_id, "train_loss")
-    # Steps between the last checkpoint and the kill were made twice, with the same loss to the bit.
-    assert {point.step for point in history} == set(range(15, 1501, 15))
-    assert len({(point.step, point.value) for point in history}) == 100
+    # Steps between the last checkpoint and the kill were made twice, and are told once.
+    assert [point.step for point in history] == list(range(15, 1501, 15))
     parents = {run.info.run_id for run in by_stage["all"]}
     for stage in ("prepare", "tokenizer", "tokenize", "pretrain", "finetune@translation", "evaluate@translation"):
         run = by_stage[stage][0]

@@ -37,6 +37,28 @@ def test_stages_of_a_run_share_a_parent_that_follows_them(study: Path, monkeypat
     }
 
 
+def test_a_stages_page_leads_to_the_pipelines_and_that_to_the_flow_and_the_report(
+    study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIPELINE_RUN", "prefect-abc")
+    monkeypatch.setenv("PIPELINE_FLOW_URL", "http://127.0.0.1:4200/runs/flow-run/abc")
+    (study / "report.html").write_text("<p>all is well</p>")
+    with stage_run("prepare"):
+        pass
+    with stage_run("report") as report:
+        report.log_artifact(study / "report.html")
+        report.show_with_pipeline("report.html")
+    made = runs(tracking_uri(study))
+    parent, experiment = made["all"], made["all"].info.experiment_id
+    note = parent.data.tags["mlflow.note.content"]
+    assert "(http://127.0.0.1:4200/runs/flow-run/abc)" in note
+    assert f"[report.html](#/experiments/{experiment}/runs/{report.run_id}/artifacts/report.html)" in note
+    for stage in ("prepare", "report"):
+        note = made[stage].data.tags["mlflow.note.content"]
+        assert f"(#/experiments/{experiment}/runs/{parent.info.run_id})" in note
+        assert "(http://127.0.0.1:4200/runs/flow-run/abc)" in note
+
+
 def test_a_resumed_stage_goes_on_in_its_run(study: Path) -> None:
     checkpoints = study / ".pipeline" / "checkpoints" / "pretrain"
     first: list[str | None] = []
