@@ -1,4 +1,4 @@
-"""Join all results: reports/scores.json, reports/metrics.json, reports/report.html, reports/plots, and a model card for each task.
+"""Join all results: reports/{scores,metrics}.json, reports/report.html, reports/plots, a model card for each task.
 
 The page is one file that needs no other, so that it can be mailed; it links the runs in MLflow and Prefect that it is
 from. reports/plots has its pictures for `dvc plots` and MLflow; reports/model_cards says of each model what the hub of
