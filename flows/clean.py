@@ -1,7 +1,7 @@
 """Removes what the pipeline has made in this folder, and says what: `make clean`. Needs no Prefect; under a second.
 
 That is the outputs of dvc.yaml's stages, all reports, and the working state in .pipeline (checkpoints, the MLflow and
-Prefect databases). Everything else stays: your files, and DVC's cache, from which `dvc checkout` brings the outputs back.
+Prefect databases). Everything else stays: your files, and DVC's cache, from which `dvc checkout` brings outputs back.
 """
 
 import shutil
