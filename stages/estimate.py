@@ -63,9 +63,12 @@ def estimate(device: Device, planned: list[Training], parts: dict[str, int]) -> 
         seconds = max(flops / speed, device.launch * training.layers)
         hours[training.name] = training.runs * training.steps * seconds / 3600
         device_hours += hours[training.name] * processes
-        whole = training.largest
-        part = replace(whole, rows=math.ceil(whole.rows / processes), predicted=math.ceil(whole.predicted / processes))
-        held = state_bytes(parts, section.optimizer, half, processes)
+        whole, pieces = training.largest, processes * section.accumulate
+        part = replace(whole, rows=math.ceil(whole.rows / pieces), predicted=math.ceil(whole.predicted / pieces))
+        if section.strategy in ("auto", "ddp"):
+            held = state_bytes(parts, section.optimizer, half, processes)
+        else:
+            held = state_bytes(parts, section.optimizer, half, 1) // processes
         batch = batch_bytes(training.config, part, half, device.gpu, section.recompute_activations)
         needed = max(needed, held + batch)
     first, width = planned[0].section, planned[0].config.d_model

@@ -182,6 +182,17 @@ def test_memory_grows_with_the_batch_and_is_shared_by_devices(tmp_path: Path) ->
     assert shared - state_bytes(PARTS, "adamw", True, 2) == needed[0] - held
 
 
+def test_memory_is_that_of_one_of_accumulated_parts_and_of_a_share_of_a_sharded_model(tmp_path: Path) -> None:
+    half, accumulated, sharded = (
+        planned(tmp_path, pretrain=changes)[0]
+        for changes in ({"batch_size": 32}, {"batch_size": 64, "accumulate": 2}, {"strategy": "fsdp", "batch_size": 64})
+    )
+    held = state_bytes(PARTS, "adamw", half=True, processes=1)
+    needed = estimate(gpu(), [half], PARTS).memory_needed
+    assert estimate(gpu(), [accumulated], PARTS).memory_needed == needed
+    assert estimate(gpu(count=2), [sharded], PARTS).memory_needed == needed - held + held // 2
+
+
 def test_memory_is_the_most_that_any_training_needs(tmp_path: Path) -> None:
     found = planned(tmp_path)
     needed = [
