@@ -43,16 +43,20 @@ def prefect_server(root: Path) -> Iterator[str]:
         return
     home = (root / STATE / "prefect").resolve()
     home.mkdir(parents=True, exist_ok=True)
+    ours: dict[str, str] = {}  # what is set in this process's environment, and taken out again
     with (home / "starting").open("w") as starting, (home / "users").open("a") as users:
         fcntl.flock(starting, fcntl.LOCK_EX)
         fcntl.flock(users, fcntl.LOCK_SH)
         try:
             url = _running(home) or _start(home)
-            os.environ.update(settings(home) | {"PREFECT_API_URL": url})
+            ours |= {name: value for name, value in settings(home).items() if name not in os.environ}
+            ours["PREFECT_API_URL"] = url
+            os.environ.update(ours)
             fcntl.flock(starting, fcntl.LOCK_UN)
             yield url
         finally:
-            os.environ.pop("PREFECT_API_URL", None)
+            for name in ours:  # a later server of this process has another home
+                os.environ.pop(name, None)
             fcntl.flock(starting, fcntl.LOCK_EX)
             with contextlib.suppress(BlockingIOError):  # somebody else uses it: they will stop it
                 fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
