@@ -8,7 +8,7 @@ and Chowdhery et al. 2022 (PaLM, arXiv:2204.02311, appendix B): what norms, acti
 out, and the share of a device's peak that a training reaches in these FLOPs is PaLM's "model FLOPs utilisation".
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from lightning_modules.transformer.config import GATED, TransformerConfig
@@ -21,7 +21,8 @@ ORTHOGONAL_STEPS = 5  # of Newton and Schulz in a step of Muon
 class Shape:
     """A batch: `rows` of `source` and `target` tokens, and over all rows `predicted` positions with a vocabulary head.
 
-    An encoder has a source alone; a decoder reads source and target as one sequence.
+    An encoder has a source alone, and predicts nothing where a head reads all of its columns; a decoder reads source
+    and target as one sequence.
     """
 
     rows: int
@@ -29,18 +30,34 @@ class Shape:
     target: int
     predicted: int
 
-    def stacks(self, config: TransformerConfig) -> list[tuple[int, int, int]]:
-        """(Layers, tokens in a row, tokens in a row of the memory that it attends to) of each stack of the model."""
+    def stacks(self, config: TransformerConfig) -> list["StackShape"]:
+        """What each stack of the model does."""
+        sources, targets = self.rows * self.source, self.rows * self.target
         match config.architecture:
             case "encoder":
-                return [(config.encoder_layers, self.source, 0)]
+                asked = min(self.predicted, sources) or sources
+                return [StackShape(config.encoder_layers, self.rows, self.source, 0, asked)]
             case "decoder":
-                return [(config.decoder_layers, self.source + self.target, 0)]
+                asked = targets or sources
+                return [StackShape(config.decoder_layers, self.rows, self.source + self.target, 0, asked)]
             case _:
                 return [
-                    (config.encoder_layers, self.source, 0),
-                    (config.decoder_layers, self.target, self.source),
+                    StackShape(config.encoder_layers, self.rows, self.source, 0, sources),
+                    StackShape(config.decoder_layers, self.rows, self.target, self.source, targets),
                 ]
+
+
+@dataclass(frozen=True)
+class StackShape:
+    """Layers, rows, tokens in each, tokens in a row of the memory that they attend to; and `asked`, of how many tokens
+    over all rows the last layer computes more than keys and values.
+    """
+
+    layers: int
+    rows: int
+    length: int
+    memory: int
+    asked: int
 
 
 def parameters(config: TransformerConfig) -> dict[str, int]:
@@ -66,7 +83,7 @@ def step_flops(config: TransformerConfig, shape: Shape) -> int:
     positions only, where it runs. Looking up an embedding costs nothing; composing one from characters counts for each
     token of the batch as if all were distinct, up to the vocabulary: the most it can be.
     """
-    forward = sum(_stack_flops(config, shape.rows, *stack) for stack in shape.stacks(config))
+    forward = sum(_stack_flops(config, stack) for stack in shape.stacks(config))
     head = config.vocab_size + (config.d_model if config.output_transform else 0)
     forward += 2 * shape.predicted * config.d_model * head
     if config.embeddings == "characters":
@@ -74,21 +91,28 @@ def step_flops(config: TransformerConfig, shape: Shape) -> int:
     return 3 * forward
 
 
-def _stack_flops(config: TransformerConfig, rows: int, layers: int, length: int, memory: int) -> int:
+def _stack_flops(config: TransformerConfig, stack: StackShape) -> int:
     width, heads = config.d_model, config.heads * config.width_of_heads  # of the residual, of all queries
     keys_values = 2 * config.groups * config.width_of_heads
-    token = width * (2 * heads + keys_values) + width * config.d_ff * (3 if config.activation in GATED else 2)
-    products = length * token + 2 * length * length * heads  # scores, then values
-    if memory:
-        products += length * width * 2 * heads + memory * width * keys_values + 2 * length * memory * heads
-    return 2 * rows * layers * products
+    read = stack.rows * width * keys_values * (stack.length + stack.memory)
+    asked = 2 * width * heads + width * config.d_ff * (3 if config.activation in GATED else 2)
+    asked += 2 * stack.length * heads  # scores, then values
+    if stack.memory:
+        asked += 2 * width * heads + 2 * stack.memory * heads
+    return 2 * (stack.layers * read + _asked(stack) * asked)
+
+
+def _asked(stack: StackShape) -> int:
+    """Tokens over all rows and layers of which more than keys and values is computed."""
+    return (stack.layers - 1) * stack.rows * stack.length + stack.asked if stack.layers else 0
 
 
 def recomputed_flops(config: TransformerConfig, shape: Shape) -> int:
     """FLOPs that `recompute_activations` adds to a step: the stacks' forward pass but each layer's last product, of
     which nothing is kept."""
-    last = sum(layers * length for layers, length, _ in shape.stacks(config)) * config.d_model * config.d_ff
-    return sum(_stack_flops(config, shape.rows, *stack) for stack in shape.stacks(config)) - 2 * shape.rows * last
+    stacks = shape.stacks(config)
+    last = sum(map(_asked, stacks)) * config.d_model * config.d_ff
+    return sum(_stack_flops(config, stack) for stack in stacks) - 2 * last
 
 
 def optimizer_flops(config: TransformerConfig, optimizer: str) -> int:
@@ -132,10 +156,10 @@ def activation_bytes(config: TransformerConfig, shape: Shape, half: bool, gpu: b
     """
     small = 2 if half else 4
     total = 0
-    for layers, length, memory in shape.stacks(config):
-        inputs = layers - 1 if recompute and layers else 0
-        total += shape.rows * inputs * length * 4 * config.d_model
-        total += _stack_bytes(config, shape.rows, layers - inputs, length, memory, half, gpu)
+    for stack in shape.stacks(config):
+        inputs = stack.layers - 1 if recompute and stack.layers else 0
+        total += stack.rows * inputs * stack.length * 4 * config.d_model
+        total += _stack_bytes(config, replace(stack, layers=stack.layers - inputs), half, gpu)
     if config.embeddings == "characters":
         total += small * _distinct(config, shape) * _character_sizes(config)[2]
     return total + shape.predicted * config.d_model * (small + (small + 8 if config.output_transform else 0))
@@ -155,33 +179,35 @@ def logit_bytes(config: TransformerConfig, shape: Shape, half: bool, gpu: bool) 
     return piece + 4 * config.d_model * (shape.predicted + config.vocab_size)
 
 
-def _stack_bytes(
-    config: TransformerConfig, rows: int, layers: int, length: int, memory: int, half: bool, gpu: bool
-) -> int:
+def _stack_bytes(config: TransformerConfig, stack: StackShape, half: bool, gpu: bool) -> int:
     small = 2 if half else 4  # bytes of a number that enters a product
     width, heads, groups = config.d_model, config.heads * config.width_of_heads, config.groups * config.width_of_heads
-    norm = 4 * width  # its input
-    residual = norm + (width if config.dropout else 0)  # a byte an element that may be dropped
-    # Autocast makes one copy of a norm's result for the queries, one for keys and values.
-    entering = small * width * (2 if half else 1)
-    attention = entering + small * (2 * heads + 2 * groups)  # queries and output, keys and values
-    attention += small * groups if config.positions == "rotary" or config.qk_norm else 0
-    attention += 4 * (2 * heads + groups) if config.qk_norm else 0
-    inner = 4 if config.activation in GATED else 1 if config.activation == "relu" else 2
-    token = 2 * residual + attention + small * (width + inner * config.d_ff)
+    norm, dropped = 4 * width, width if config.dropout else 0  # its input; a byte an element that may be dropped
+    pre, scores = config.norm == "pre", 4 * config.heads
     kept = 3 if config.attention_dropout and not gpu else 0  # matrices of scores
-    layer = length * token + 4 * config.heads * length * length * (kept or config.positions == "relative")
-    if memory:
-        layer += length * (residual + small * (width + 2 * heads) + (8 * heads if config.qk_norm else 0))
-        layer += memory * (2 * small * groups + (small * width if half else 0) + (8 * groups if config.qk_norm else 0))
-        layer += 4 * config.heads * length * memory * kept
-    ends = (config.norm == "pre") + config.embedding_norm
-    return rows * (layers * layer + length * (ends * norm + residual - norm))
+    inner = 4 if config.activation in GATED else 1 if config.activation == "relu" else 2
+    # Of each token that is seen: what keys and values are made of, and they.
+    seen = norm * pre + small * (width + 2 * groups)
+    seen += small * groups if config.positions == "rotary" or config.qk_norm else 0
+    seen += 4 * groups if config.qk_norm else 0
+    # Of each that sees: queries, output, feed-forward. Autocast makes a copy of its own of what queries are made of.
+    asked = norm * (1 if pre else 2) + 2 * dropped + small * (2 * heads + width + inner * config.d_ff)
+    asked += (small * width if half else 0) + (8 * heads if config.qk_norm else 0)
+    asked += scores * stack.length * (kept or config.positions == "relative")
+    if stack.memory:
+        asked += norm + dropped + small * (width + 2 * heads) + (8 * heads if config.qk_norm else 0)
+        asked += scores * stack.memory * kept
+    memory = 2 * small * groups + (small * width if half else 0) + (8 * groups if config.qk_norm else 0)
+    tokens = stack.rows * stack.length
+    total = stack.layers * (tokens * seen + stack.rows * stack.memory * memory) + _asked(stack) * asked
+    if stack.asked < tokens and not half:
+        total += stack.asked * small * width  # picked out of what keys and values are made of
+    return total + tokens * (norm * config.embedding_norm + dropped) + stack.asked * norm * pre
 
 
 def _distinct(config: TransformerConfig, shape: Shape) -> int:
     """The most distinct tokens that the embedding can meet, summed over its calls."""
-    return sum(min(shape.rows * length, config.vocab_size) for _, length, _ in shape.stacks(config))
+    return sum(min(stack.rows * stack.length, config.vocab_size) for stack in shape.stacks(config))
 
 
 @cache

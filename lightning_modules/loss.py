@@ -7,7 +7,7 @@ from torch.nn import functional
 from lightning_modules.batching import NO_SPAN, Batch
 from lightning_modules.model_folder import Model
 from lightning_modules.transformer.heads import Classifier, SpanReader
-from lightning_modules.transformer.model import Decoder, Encoder, shift_right
+from lightning_modules.transformer.model import Decoder, Encoder, EncoderDecoder, shift_right
 
 
 def batch_loss(model: Model, batch: Batch, label_smoothing: float) -> tuple[Tensor, Tensor]:
@@ -21,7 +21,13 @@ def batch_loss(model: Model, batch: Batch, label_smoothing: float) -> tuple[Tens
             score_NC, target_BT.flatten(), reduction="sum", ignore_index=NO_SPAN, label_smoothing=smoothing
         )
         return loss, (target_BT != NO_SPAN).sum()
-    hidden_BTD = _hidden(model, batch)
+    if isinstance(model, Encoder):
+        columns_BM = _predicted_columns(target_BT != model.config.pad_id)
+        target_BT = target_BT.gather(1, columns_BM)
+        documents_BS = None if batch.documents is None else batch.documents[0]
+        hidden_BTD = model(batch.source_BS, batch.real_BS, documents_BS, columns_BM=columns_BM)
+    else:
+        hidden_BTD = _hidden(model, batch)
     predicted_BT = target_BT != model.config.pad_id
     count = predicted_BT.sum()
     if int(count) == target_BT.numel():
@@ -31,11 +37,15 @@ def batch_loss(model: Model, batch: Batch, label_smoothing: float) -> tuple[Tens
     return model.cross_entropy(hidden_ND, target_N, label_smoothing), count
 
 
-def _hidden(model: Model, batch: Batch) -> Tensor:
+def _predicted_columns(predicted_BS: Tensor) -> Tensor:
+    """Those of each row first, in their order, then others, for as many as the row with the most of them has."""
+    most = max(1, int(predicted_BS.sum(dim=1).max()))
+    return predicted_BS.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
+
+
+def _hidden(model: Decoder | EncoderDecoder, batch: Batch) -> Tensor:
     """Hidden vectors (B, T, D) of the columns of the target."""
     source_BS, target_BT, real_BS, documents = batch.source_BS, batch.target_BT, batch.real_BS, batch.documents
-    if isinstance(model, Encoder):
-        return model(source_BS, real_BS, None if documents is None else documents[0])
     read_BT = shift_right(target_BT, model.config.bos_id)
     if documents is not None:  # each document begins with <s>, as one by itself does
         begins_BT = documents[1][:, 1:] != documents[1][:, :-1]

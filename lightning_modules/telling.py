@@ -19,6 +19,7 @@ from lightning_modules.flops import Shape, step_flops
 from lightning_modules.module import TransformerModule
 from lightning_modules.parallel import data_rank
 from lightning_modules.peak import matmul_peak
+from lightning_modules.transformer.heads import Classifier, SpanReader
 
 Metrics = dict[str, float]
 
@@ -118,7 +119,9 @@ class Telling(pl.Callback):
         config, (_, ranks) = module.model.config, data_rank(trainer)
         rows, source = batch.source_BS.shape
         written = 0 if config.architecture == "encoder" else batch.target_BT.shape[1]
-        predicted = batch.targets // (ranks * trainer.accumulate_grad_batches)
+        predicted = 0  # with the vocabulary's head
+        if not isinstance(module.model, SpanReader | Classifier):
+            predicted = batch.targets // (ranks * trainer.accumulate_grad_batches)
         self.counts["tokens"] += rows * (source + written) * ranks
         self.counts["padding"] += batch.padding * ranks
         self.counts["flops"] += step_flops(config, Shape(rows, source, written, predicted))

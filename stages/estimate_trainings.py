@@ -35,7 +35,7 @@ class Training:
     @property
     def layers(self) -> int:
         """Of all stacks."""
-        return sum(layers for layers, _, _ in self.largest.stacks(self.config))
+        return sum(stack.layers for stack in self.largest.stacks(self.config))
 
     @cached_property
     def flops(self) -> float:

@@ -70,6 +70,31 @@ def test_a_vector_changes_with_those_it_may_see_and_no_other(
                 assert bool(got[row, query, key]) == (expected or query == key), (row, query, key)
 
 
+@pytest.mark.parametrize(
+    "changes", [{}, {"norm": "post", "window": 3}, {"key_value_heads": 2, "qk_norm": True}], ids=str
+)
+@pytest.mark.parametrize("positions", SCHEMES)
+@pytest.mark.parametrize(
+    ("architecture", "case"),
+    [(a, c) for a in ("encoder", "decoder") for c in CASES if a == "decoder" or "prefix" not in c],
+)
+def test_columns_asked_for_are_those_of_the_whole_with_their_gradients(
+    architecture: str, case: str, positions: str, changes: dict[str, Any]
+) -> None:
+    ours = model(architecture=architecture, positions=positions, **changes).double()
+    stack = ours.encoder if architecture == "encoder" else ours.decoder
+    torch.manual_seed(1)
+    x_BLD = torch.randn(2, 8, 32, dtype=torch.float64, requires_grad=True)
+    columns_BM = torch.tensor([[7, 3, 5], [4, 4, 3]])  # none of them padding
+    asked_BMD = stack(x_BLD, **CASES[case], columns_BM=columns_BM)
+    whole_BMD = stack(x_BLD, **CASES[case])[torch.arange(2)[:, None], columns_BM]
+    torch.testing.assert_close(asked_BMD, whole_BMD)
+    learning = [x_BLD, *stack.parameters()]
+    slopes = [torch.autograd.grad((out**3).sum(), learning) for out in (asked_BMD, whole_BMD)]
+    for one, other in zip(*slopes, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def packed(seed: int, rows: Sequence[Sequence[int]], length: int) -> tuple[Tensor, Tensor]:
     """Random ids (B, L) and the number of the document of each; what is left of a row is padding, numbered 0."""
     torch.manual_seed(seed)

@@ -107,13 +107,18 @@ class Attention(nn.Module):
         memory_BSD: Tensor | None = None,
         turns: tuple[Tensor, Tensor] | None = None,
         cache: KeyValueCache | None = None,
+        columns_BM: Tensor | None = None,
     ) -> Tensor:
-        """Attends; returns (B, L, D).
+        """Attends; returns (B, L, D), or (B, M, D) where only those `columns` of x are queries.
 
         `turns` are the rotary cosines and sines of x's positions. With a cache `x` holds the new positions only, which
         are added to it; cross-attention fills its cache once and reads it afterwards.
         """
-        q_BHLK = self._queries(x_BLD, turns)
+        if columns_BM is None:
+            q_BHLK = self._queries(x_BLD, turns)
+        else:
+            of_queries = None if turns is None else (turns[0][columns_BM], turns[1][columns_BM])
+            q_BHLK = self._queries(columns(x_BLD, columns_BM), of_queries)
         k_BHSK, v_BHSK = self._keys_and_values(x_BLD, memory_BSD, turns, cache)
         out_BHLK = self._attend(q_BHLK, k_BHSK, v_BHSK, visibility)
         return self.output(out_BHLK.transpose(1, 2).flatten(2))
@@ -197,13 +202,20 @@ class Attention(nn.Module):
         if norm is not None:
             x_BLHK = norm(x_BLHK)
         if turns is not None:
-            cos_LK, sin_LK = turns
-            x_BLHK = rotate(x_BLHK, (cos_LK[:, None], sin_LK[:, None]))
+            cos, sin = turns  # (L, K), or (B, L, K)
+            x_BLHK = rotate(x_BLHK, (cos.unsqueeze(-2), sin.unsqueeze(-2)))
         return x_BLHK.transpose(1, 2)
 
     def _split(self, x_BLD: Tensor, heads: int) -> Tensor:
         """(B, L, H·K) → (B, L, H, K)."""
-        return x_BLD.view(*x_BLD.shape[:2], heads, -1)
+        return x_BLD.view(*x_BLD.shape[:2], heads, x_BLD.shape[2] // heads)
+
+
+def columns(x_BLD: Tensor, columns_BM: Tensor) -> Tensor:
+    """Those columns of each row, (B, M, D)."""
+    rows, length, width = x_BLD.shape
+    place_BM = columns_BM + torch.arange(0, rows * length, length, device=x_BLD.device)[:, None]
+    return x_BLD.reshape(-1, width).index_select(0, place_BM.flatten()).view(rows, -1, width)
 
 
 @cache

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightning_modules.transformer.attention import Attention, LayerCache
+from lightning_modules.transformer.attention import Attention, LayerCache, columns
 from lightning_modules.transformer.config import GATED, TransformerConfig
 from lightning_modules.transformer.cross_entropy import linear_cross_entropy
 from lightning_modules.transformer.dropout import dropout
@@ -63,9 +63,11 @@ class Residual(nn.Module):
         self.norm = make_norm(config)
         self.dropout, self.pre = config.dropout, config.norm == "pre"
 
-    def forward(self, x_BLD: Tensor, part: Callable[[Tensor], Tensor]) -> Tensor:
-        """Applies `part` inside the residual connection."""
+    def forward(self, x_BLD: Tensor, part: Callable[[Tensor], Tensor], columns_BM: Tensor | None = None) -> Tensor:
+        """Applies `part` inside the residual connection; it gives the `columns` of x alone, where they are told."""
         out_BLD = part(self.norm(x_BLD) if self.pre else x_BLD)
+        if columns_BM is not None:
+            x_BLD = columns(x_BLD, columns_BM)
         if self.training:
             out_BLD = dropout(out_BLD, self.dropout)
         return x_BLD + out_BLD if self.pre else self.norm(x_BLD + out_BLD)
@@ -92,10 +94,13 @@ class Block(nn.Module):
         memory_BSD: Tensor | None = None,
         memory_visibility: Visibility | None = None,
         cache: LayerCache | None = None,
+        columns_BM: Tensor | None = None,
     ) -> Tensor:
-        """(B, L, D) → (B, L, D)."""
+        """(B, L, D) → (B, L, D), or (B, M, D) of the given `columns`, which alone are computed as far as possible."""
         x_BLD = self.attention_residual(
-            x_BLD, lambda x: self.attention(x, visibility, turns=turns, cache=cache and cache.own)
+            x_BLD,
+            lambda x: self.attention(x, visibility, turns=turns, cache=cache and cache.own, columns_BM=columns_BM),
+            columns_BM,
         )
         if memory_BSD is not None:
             seen = memory_visibility or Visibility()

@@ -39,7 +39,7 @@ class Visibility:
 
 
 def may_see(
-    queries: int,
+    queries: int | Tensor,
     keys: int,
     device: torch.device,
     *,
@@ -51,14 +51,18 @@ def may_see(
 ) -> Tensor | None:
     """(B or 1, 1, L, S), true where query l may see key s; None where every query sees every key.
 
-    The queries are the last of the keys' columns (all of them, or what is new since the cached ones). `real` is true
-    where a key is not padding. Below column `prefix` order does not count: a prefix sees all of itself. `documents`
-    gives each query (B, L) and each key (B, S) the number of its document: those of others are hidden.
+    The queries are the last of the keys' columns (all of them, or what is new since the cached ones), or those whose
+    columns (B, L) are given. `real` is true where a key is not padding. Below column `prefix` order does not count: a
+    prefix sees all of itself. `documents` gives each query (B, L) and each key (B, S) the number of its document: those
+    of others are hidden.
     """
     if not causal and window is None and real_BS is None and documents is None:
         return None
     allowed = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
-    query_L1 = torch.arange(keys - queries, keys, device=device)[:, None]
+    if isinstance(queries, Tensor):
+        query_L1 = queries[:, None, :, None]
+    else:
+        query_L1 = torch.arange(keys - queries, keys, device=device)[:, None]
     key_S = torch.arange(keys, device=device)
     if causal:
         allowed = allowed & ((key_S <= query_L1) | (key_S < prefix))

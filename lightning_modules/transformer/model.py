@@ -61,8 +61,9 @@ class Encoder(Transformer):
         real_BS: Tensor | None = None,
         documents_BS: Tensor | None = None,
         types_BS: Tensor | None = None,
+        columns_BM: Tensor | None = None,
     ) -> Tensor:
-        """Ids → hidden vectors (B, S, D).
+        """Ids → hidden vectors (B, S, D), or (B, M, D) of the given `columns`: what is predicted needs no others.
 
         `real` is true where the source is not padding; None where nothing is. `documents` numbers the documents packed
         into a row. `types` are the segments (0 everywhere if not given).
@@ -70,7 +71,7 @@ class Encoder(Transformer):
         x_BSD = self.embed(source_BS)
         if self.types is not None:
             x_BSD = x_BSD + self.types(torch.zeros_like(source_BS) if types_BS is None else types_BS)
-        return self.encoder(x_BSD, real_BS=real_BS, documents_BL=documents_BS)
+        return self.encoder(x_BSD, real_BS=real_BS, documents_BL=documents_BS, columns_BM=columns_BM)
 
 
 class Decoder(Transformer):
@@ -95,21 +96,25 @@ class Decoder(Transformer):
         """
         if real_BS is not None:
             real_BS = torch.cat([real_BS, torch.ones_like(target_BT, dtype=torch.bool)], dim=1)
-        source = source_BS.shape[1]
-        hidden_BLD = self.decoder(
+        source, end = source_BS.shape[1], source_BS.shape[1] + target_BT.shape[1]
+        of_target_BT = torch.arange(source, end, device=source_BS.device).expand(target_BT.shape)
+        return self.decoder(
             self.embed(torch.cat([source_BS, target_BT], dim=1)),
             real_BS=real_BS,
             documents_BL=documents_BL,
             prefix=source if self.config.bidirectional_prefix else 0,
+            columns_BM=of_target_BT if source else None,
         )
-        return hidden_BLD[:, source:]
 
     def begin(self, source_BS: Tensor, real_BS: Tensor | None = None) -> DecodingState:
         """Reads the source; `step` goes on from there."""
         state = DecodingState([LayerCache() for _ in self.decoder.blocks], real_BS=real_BS)
         if source_BS.shape[1]:
             prefix = source_BS.shape[1] if self.config.bidirectional_prefix else 0
-            self.decoder(self.embed(source_BS), real_BS=real_BS, caches=state.caches, prefix=prefix)
+            nothing_B0 = source_BS[:, :0]  # all that is wanted is in the caches
+            self.decoder(
+                self.embed(source_BS), real_BS=real_BS, caches=state.caches, prefix=prefix, columns_BM=nothing_B0
+            )
             state.start = source_BS.shape[1]
         return state
 

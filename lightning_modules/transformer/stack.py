@@ -62,8 +62,10 @@ class Stack(nn.Module):
         memory_visibility: Visibility | None = None,
         caches: list[LayerCache] | None = None,
         start: int = 0,
+        columns_BM: Tensor | None = None,
     ) -> Tensor:
-        """(B, L, D) → (B, L, D).
+        """(B, L, D) → (B, L, D), or (B, M, D) of the given `columns`: of the others the last layer computes keys and
+        values alone.
 
         With `caches`, x are the columns from `start` on, and `real` covers the earlier ones too. Raises ValueError
         where learned positions end before the sequence does.
@@ -80,20 +82,19 @@ class Stack(nn.Module):
         x_BLD = self.embedding_norm(x_BLD)
         if self.training:
             x_BLD = dropout(x_BLD, self.config.dropout)
-        visibility = self._visibility(x_BLD, start, real_BS, documents_BL, prefix)
+        visibility = of_last = self._visibility(x_BLD, start, real_BS, documents_BL, prefix)
+        if columns_BM is not None:
+            of_last = self._visibility_of(columns_BM, end, real_BS, documents_BL, prefix)
         turns = None if self.rotary is None else self.rotary(torch.arange(start, end, device=x_BLD.device))
         recompute = self.recompute and self.training and torch.is_grad_enabled() and caches is None
         if recompute:  # masks that all layers share are made outside of what is computed again
-            visibility.make_masks()
-            if memory_visibility is not None:
-                memory_visibility.make_masks()
+            for seen in (visibility, of_last, memory_visibility or Visibility()):
+                seen.make_masks()
         for number, block in enumerate(self.blocks):
-            if recompute:
-                given = (x_BLD, visibility, turns, memory_BSD, memory_visibility)
-                x_BLD = checkpoint(block, *given, use_reentrant=False)  # type: ignore[no-untyped-call]
-            else:
-                cache = None if caches is None else caches[number]
-                x_BLD = block(x_BLD, visibility, turns, memory_BSD, memory_visibility, cache)
+            last, cache = block is self.last, None if caches is None else caches[number]
+            sees, asked_BM = (of_last, columns_BM) if last else (visibility, None)
+            given = (x_BLD, sees, turns, memory_BSD, memory_visibility, cache, asked_BM)
+            x_BLD = checkpoint(block, *given, use_reentrant=False) if recompute else block(*given)  # type: ignore[no-untyped-call]
         return self.norm(x_BLD)
 
     @property
@@ -136,6 +137,28 @@ class Stack(nn.Module):
             documents=None if documents_BL is None else (documents_BL, documents_BL),
         )
         return Visibility(allowed_BHLS, bias_BHLS)
+
+    def _visibility_of(
+        self, columns_BM: Tensor, keys: int, real_BS: Tensor | None, documents_BL: Tensor | None, prefix: int
+    ) -> Visibility:
+        """The same of single columns: always a mask, which is small where they are few."""
+        device = columns_BM.device
+        bias_BHMS = None
+        if self.bias is not None:
+            column_L = torch.arange(keys, device=device)
+            bias_BHMS = self.bias(column_L, column_L)[0, :, columns_BM].transpose(0, 1)
+        documents = None if documents_BL is None else (documents_BL.gather(1, columns_BM), documents_BL)
+        allowed_BHMS = may_see(
+            columns_BM,
+            keys,
+            device,
+            causal=self.causal,
+            window=self.config.window,
+            real_BS=real_BS,
+            prefix=prefix,
+            documents=documents,
+        )
+        return Visibility(allowed_BHMS, bias_BHMS)
 
     def sees_of_memory(
         self, x_BTD: Tensor, memory_BSD: Tensor, documents: tuple[Tensor, Tensor], real_BS: Tensor | None
