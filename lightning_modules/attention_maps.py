@@ -47,7 +47,7 @@ def attention_map(answering: TextToText, text: str, most: int) -> AttentionMap:
         crossing = isinstance(model, EncoderDecoder)
         target_BT = torch.tensor([written], device=answering.device)
         attention = block.cross_attention if crossing else block.attention
-        weights_HLS = _weights(attention, lambda: model(source_BS, target_BT))[:, -len(written) :]
+        weights_HLS = _weights(attention, lambda: model(source_BS, target_BT))
         looking, seen = written, source if crossing else [*source, *written]
     return AttentionMap(
         looking=[_shown(tokenizer, token) for token in looking],

@@ -114,11 +114,7 @@ class Attention(nn.Module):
         `turns` are the rotary cosines and sines of x's positions. With a cache `x` holds the new positions only, which
         are added to it; cross-attention fills its cache once and reads it afterwards.
         """
-        if columns_BM is None:
-            q_BHLK = self._queries(x_BLD, turns)
-        else:
-            of_queries = None if turns is None else (turns[0][columns_BM], turns[1][columns_BM])
-            q_BHLK = self._queries(columns(x_BLD, columns_BM), of_queries)
+        q_BHLK = self._queries(x_BLD, turns, columns_BM)
         k_BHSK, v_BHSK = self._keys_and_values(x_BLD, memory_BSD, turns, cache)
         out_BHLK = self._attend(q_BHLK, k_BHSK, v_BHSK, visibility)
         return self.output(out_BHLK.transpose(1, 2).flatten(2))
@@ -129,9 +125,10 @@ class Attention(nn.Module):
         visibility: Visibility,
         memory_BSD: Tensor | None = None,
         turns: tuple[Tensor, Tensor] | None = None,
+        columns_BM: Tensor | None = None,
     ) -> Tensor:
         """Where each head looks: the softmax that `forward` never writes to memory, (B, H, L, S). For the eye."""
-        q_BHLK = self._queries(x_BLD, turns)
+        q_BHLK = self._queries(x_BLD, turns, columns_BM)
         k_BHSK, _ = self._keys_and_values(x_BLD, memory_BSD, turns, None)
         k_BHSK = k_BHSK.repeat_interleave(self.heads // self.groups, dim=1)
         score_BHLS = q_BHLK @ k_BHSK.mT * (q_BHLK.shape[-1] ** -0.5 if self.scale is None else self.scale)
@@ -143,7 +140,10 @@ class Attention(nn.Module):
             score_BHLS = score_BHLS.masked_fill(future_LS, float("-inf"))
         return score_BHLS.softmax(dim=-1)
 
-    def _queries(self, x_BLD: Tensor, turns: tuple[Tensor, Tensor] | None) -> Tensor:
+    def _queries(self, x_BLD: Tensor, turns: tuple[Tensor, Tensor] | None, columns_BM: Tensor | None) -> Tensor:
+        if columns_BM is not None:
+            x_BLD = columns(x_BLD, columns_BM)
+            turns = None if turns is None else (turns[0][columns_BM], turns[1][columns_BM])
         return self._prepared(self._split(self.query(x_BLD), self.heads), self.query_norm, turns)
 
     def _keys_and_values(
