@@ -1,9 +1,17 @@
 """What reading and packing tokens cost: `python -m benchmarks.loader`. One process, under a minute, 100 MB of disk.
 
 Rows: batches in training's order, against random rows of an Arrow table of the `datasets` library that holds rows of
-that length already; ways take turns. "A batch" is the median, "in all" counts what is done now and then for many
-batches, too: reading, packing and shuffling a group of windows. Packing: documents cut though a row could hold them,
-and padding. Texts are documents of random ids and lognormal lengths.
+that length already. All end with the ids as a torch tensor of int64; ways take turns. "A batch" is the median, "in all"
+counts what is done now and then for many batches, too: reading, packing and shuffling a group of windows, where the
+table was packed and its rows were shuffled before. Of a table:
+
+- arrow: the batch as Arrow has it, `with_format("arrow")`, made into an array by hand: the fastest way found;
+- numpy: `with_format("numpy")`; with "torch", or through a mapping of indices, it takes some percent longer;
+- plain: lists of numbers, as a table gives them if not told otherwise;
+- Trainer: what `transformers.Trainer` does: torch's DataLoader over plain rows, `default_data_collator`.
+
+Packing: documents cut though a row could hold them, and padding. Texts are documents of random ids and lognormal
+lengths.
 """
 
 import argparse
@@ -18,6 +26,9 @@ import datasets
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import torch
+from torch.utils.data import DataLoader
+from transformers import default_data_collator
 
 from lightning_modules.objectives import CausalLM
 from lightning_modules.packing import Pieces, best_fit, cut_at_rows
@@ -61,41 +72,55 @@ def random_store(folder: Path, kind: str) -> TokenStore:
 
 
 def rows_table(folder: Path) -> None:
-    """Prints tokens a second of each way of reading, and the longest wait for a batch."""
-    print(f"rows: ms a batch, million tokens a second in all (median of {ROUNDS}), longest wait for a batch")
+    """Prints what a batch takes in each way of reading, and a token in all; and the longest wait for a batch."""
+    print(f"rows: µs a batch; million tokens a second of the processor's time in all, median of {ROUNDS}; longest wait")
     for kind in LENGTHS:
         store = random_store(folder / kind, kind)
         for rows, length in SHAPES:
             ways = reading_ways(store, folder / f"{kind}-{length}.arrow", rows, length)
-            waits: dict[str, list[list[float]]] = {name: [] for name in ways}
+            waits: dict[str, list[float]] = {name: [] for name in ways}
+            speeds: dict[str, list[float]] = {name: [] for name in ways}
             for turn in range(ROUNDS):
                 for name, (batch, count) in ways.items():
-                    waits[name].append([seconds(batch, number) for number in range(turn * count, (turn + 1) * count)])
-            print(f"{kind}, {rows} × {length}: " + "; ".join(told(name, waits[name], rows * length) for name in ways))
+                    began = time.process_time()
+                    waits[name] += [seconds(batch, number) for number in range(turn * count, (turn + 1) * count)]
+                    speeds[name].append(count * rows * length / (time.process_time() - began))
+            print(f"{kind}, {rows} × {length}: " + "; ".join(told(name, waits[name], speeds[name]) for name in ways))
 
 
 def reading_ways(store: TokenStore, arrow: Path, rows: int, length: int) -> dict[str, tuple[Batch, int]]:
     """{name: (what reads batch number n, batches to read in a turn)}."""
     ids_N, _ = store.joined(0, TOKENS // length * length, CONFIG.eos_id)
     table = arrow_table(arrow, ids_N.reshape(-1, length))
-    shuffled = np.random.default_rng(1).permutation(len(table))
+    batches = len(table) // rows
+    shuffled_NB = np.random.default_rng(1).permutation(len(table))[: batches * rows].reshape(batches, rows)
 
     def from_store(packing: str) -> Batch:
         split = TextRows(store, CONFIG, CausalLM(), length, rows, 1, 0, packing)
         return lambda number: split.training_batch(number, 0, 1)
 
-    def from_arrow(table: datasets.Dataset) -> Batch:
-        return lambda n: np.asarray(
-            table[np.take(shuffled, range(n * rows, n * rows + rows), mode="wrap")]["input_ids"]
+    def from_table(form: str | None, array: Callable[[Any], npt.NDArray[Any]]) -> Batch:
+        formed = table.with_format(form)
+        return lambda n: torch.from_numpy(
+            array(formed[shuffled_NB[n % batches]]["input_ids"]).astype(np.int64).reshape(rows, length)
         )
 
-    all_of_them = len(table) // rows
+    fast, slow = batches // 8, batches // 40  # so many that none takes far more of the time than another
     return {
-        "joined": (from_store("joined"), all_of_them),
-        "best_fit": (from_store("best_fit"), all_of_them),
-        "datasets, numpy": (from_arrow(table.with_format("numpy")), 50),
-        "datasets, plain": (from_arrow(table), 10),
+        "joined": (from_store("joined"), batches),
+        "best_fit": (from_store("best_fit"), batches),
+        "arrow": (from_table("arrow", lambda column: column.combine_chunks().flatten().to_numpy()), fast),
+        "numpy": (from_table("numpy", np.asarray), fast),
+        "plain": (from_table(None, np.asarray), slow),
+        "Trainer": (as_trainer_reads(table, rows), slow),
     }
+
+
+def as_trainer_reads(table: datasets.Dataset, rows: int) -> Batch:
+    """Batches of rows in random order, one after the other."""
+    batches = iter(DataLoader(table, rows, shuffle=True, drop_last=True, collate_fn=default_data_collator))
+    next(batches)  # which puts the rows of an epoch into order
+    return lambda _: next(batches)["input_ids"]
 
 
 def seconds(batch: Batch, number: int) -> float:
@@ -105,11 +130,10 @@ def seconds(batch: Batch, number: int) -> float:
     return time.perf_counter() - began
 
 
-def told(name: str, waits: list[list[float]], tokens: int) -> str:
+def told(name: str, waits: list[float], speeds: list[float]) -> str:
     """One way's numbers."""
-    speed = statistics.median(len(turn) * tokens / sum(turn) for turn in waits) / 1e6
-    every = [wait * 1e3 for turn in waits for wait in turn]
-    return f"{name} {statistics.median(every):.3f} ms, {speed:.1f} M/s, {max(every):.0f} ms"
+    batch, speed = statistics.median(waits) * 1e6, statistics.median(speeds) / 1e6
+    return f"{name} {batch:.1f} µs, {speed:.1f} M/s, {max(waits) * 1e3:.0f} ms"
 
 
 def arrow_table(path: Path, ids_RL: npt.NDArray[np.uint16]) -> datasets.Dataset:

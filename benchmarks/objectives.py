@@ -14,7 +14,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from lightning_modules.model_folder import load_tokenizer, special_id
-from lightning_modules.objectives import Objective, make_objective
+from lightning_modules.named_objectives import make_objective
+from lightning_modules.objectives import Objective
 from lightning_modules.spans import Ids
 from lightning_modules.token_store import TokenStore
 

@@ -87,7 +87,7 @@ def source_tensors(source_BS: Indices, pad_id: int, pad_left: bool) -> tuple[Ten
     A decoder reads source and target as one sequence: there they must meet.
     """
     real_BS = source_BS != pad_id
-    if real_BS.all():
+    if np.count_nonzero(real_BS) == real_BS.size:
         return torch.from_numpy(source_BS), None
     if pad_left:
         order_BS = np.argsort(real_BS, axis=1, kind="stable")
@@ -105,8 +105,8 @@ def make_batch(
     """A batch of ids padded at the end, as the architecture of `config` reads them; `targets`: its own if not given."""
     source, real = source_tensors(source_BS, config.pad_id, config.architecture == "decoder")
     numbers = None if documents is None else (torch.from_numpy(documents[0]), torch.from_numpy(documents[1]))
-    own = int((target_BT != config.pad_id).sum()) if targets is None else targets
+    own = int(np.count_nonzero(target_BT != config.pad_id))
     empty = 0 if real is None else real.numel() - int(real.sum())
     if config.architecture != "encoder":  # whose target is no text: it marks what is to be predicted
-        empty += int((target_BT == config.pad_id).sum())
-    return Batch(source, torch.from_numpy(target_BT), real, numbers, own, empty)
+        empty += target_BT.size - own
+    return Batch(source, torch.from_numpy(target_BT), real, numbers, own if targets is None else targets, empty)

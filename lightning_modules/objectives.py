@@ -1,21 +1,17 @@
 """Pre-training objectives: rows of token ids → (source, target), vectorised over the batch.
 
-An objective is called anew for each batch, so a row is corrupted differently in every epoch; the same generator gives
-the same result. `python -m benchmarks.objectives` says what each costs.
+An objective is called anew for each batch, so a row is corrupted differently in every epoch; the same generator, or key
+of one, gives the same result. `python -m benchmarks.objectives` says what each costs.
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import count
 from typing import NamedTuple
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from lightning_modules.errors import PipelineError
-from lightning_modules.model_folder import special_id
 from lightning_modules.spans import (
     Ids,
     Truth,
@@ -25,8 +21,10 @@ from lightning_modules.spans import (
     random_parts,
     shuffle_sentences,
 )
-from lightning_modules.transformer.config import OBJECTIVES
-from lightning_modules.vocabulary import sentence_ends, special_count, word_starts
+
+# A key stands for the generator that numpy makes of it, which takes longer than to read a small batch: so it is made
+# only where an objective draws from it.
+Random = np.random.Generator | tuple[int, ...]
 
 
 class Corrupted(NamedTuple):
@@ -40,12 +38,12 @@ class Corrupted(NamedTuple):
 class Objective(ABC):
     """What is read and what is to be written, made of rows of text."""
 
-    def __call__(self, tokens_BL: Ids, rng: np.random.Generator) -> tuple[Ids, Ids]:
+    def __call__(self, tokens_BL: Ids, random: Random) -> tuple[Ids, Ids]:
         """Ids (B, L ≥ 1) without padding, which may hold </s> → source (B, S), target (B, T), padded at the end."""
-        return self.packed(tokens_BL, None, rng)[:2]
+        return self.packed(tokens_BL, None, random)[:2]
 
     @abstractmethod
-    def packed(self, tokens_BL: Ids, documents_BL: Ids | None, rng: np.random.Generator) -> Corrupted:
+    def packed(self, tokens_BL: Ids, documents_BL: Ids | None, random: Random) -> Corrupted:
         """The same of rows into which documents are packed, and the documents of the source's and target's columns.
 
         `documents` (B, L) numbers them, rising from left to right; None where they are not told apart. A token belongs
@@ -59,7 +57,7 @@ class Objective(ABC):
 class CausalLM(Objective):
     """Every token from those before it (Radford et al. 2018, "Improving language understanding", section 3.1)."""
 
-    def packed(self, tokens_BL: Ids, documents_BL: Ids | None, rng: np.random.Generator) -> Corrupted:
+    def packed(self, tokens_BL: Ids, documents_BL: Ids | None, random: Random) -> Corrupted:
         """Ids (B, L) → source (B, 0), target (B, L)."""
         return _cut(tokens_BL, documents_BL, 0)
 
@@ -72,10 +70,10 @@ class PrefixLM(Objective):
     3.2.1, describes it. All rows of a batch are cut at the same random place, so nothing is padded.
     """
 
-    def packed(self, tokens_BL: Ids, documents_BL: Ids | None, rng: np.random.Generator) -> Corrupted:
+    def packed(self, tokens_BL: Ids, documents_BL: Ids | None, random: Random) -> Corrupted:
         """Ids (B, L) → source (B, S), target (B, L - S), S from 1 to L - 1, all equally likely; S = 0 where L = 1."""
         length = tokens_BL.shape[1]
-        cut = int(rng.integers(1, length)) if length > 1 else 0
+        cut = int(np.random.default_rng(random).integers(1, length)) if length > 1 else 0
         return _cut(tokens_BL, documents_BL, cut)
 
 
@@ -101,8 +99,9 @@ class MaskedLM(Objective):
     vocab_size: int
     word_starts: Truth | None
 
-    def packed(self, tokens_BL: Ids, documents_BL: Ids | None, rng: np.random.Generator) -> Corrupted:
+    def packed(self, tokens_BL: Ids, documents_BL: Ids | None, random: Random) -> Corrupted:
         """Ids (B, L) → source (B, L), target (B, L): the token where it is to be predicted, pad_id elsewhere."""
+        rng = np.random.default_rng(random)
         special_BL = tokens_BL < self.first_regular_id
         starts_BL = np.ones_like(special_BL)
         if self.word_starts is not None:
@@ -144,9 +143,9 @@ class SpanCorruption(Objective):
             )
         return spans, noise
 
-    def packed(self, tokens_BL: Ids, documents_BL: Ids | None, rng: np.random.Generator) -> Corrupted:
+    def packed(self, tokens_BL: Ids, documents_BL: Ids | None, random: Random) -> Corrupted:
         """Ids (B, L) → source (B, L - noise + spans + 1), target (B, noise + spans + 1), both ending in </s>."""
-        rows, length = tokens_BL.shape
+        rng, (rows, length) = np.random.default_rng(random), tokens_BL.shape
         spans, noise = self.spans_and_noise(length)
         # Seen and hidden stretches alternate, as in T5: a row's first token is never hidden, its last always.
         lengths = np.stack(
@@ -192,8 +191,9 @@ class Denoising(Objective):
     eos_id: int
     sentence_ends: Truth
 
-    def packed(self, tokens_BL: Ids, documents_BL: Ids | None, rng: np.random.Generator) -> Corrupted:
+    def packed(self, tokens_BL: Ids, documents_BL: Ids | None, random: Random) -> Corrupted:
         """Ids (B, L) → source (B, S ≤ L + 1), corrupted, and target (B, L + 1), the row, both ending in </s>."""
+        rng = np.random.default_rng(random)
         ends_BL = self.sentence_ends[tokens_BL] | (tokens_BL == self.eos_id)
         shuffled_BL = shuffle_sentences(rng, tokens_BL, ends_BL, documents_BL)
         source_BS, place_BS = self._infilled(shuffled_BL, rng)
@@ -238,9 +238,9 @@ class Mixture(Objective):
         if not self.parts or not all(0 < weight < math.inf for _, weight in self.parts):
             raise PipelineError("pretrain.objective: a mixture needs objectives, each with a weight above 0")
 
-    def packed(self, tokens_BL: Ids, documents_BL: Ids | None, rng: np.random.Generator) -> Corrupted:
+    def packed(self, tokens_BL: Ids, documents_BL: Ids | None, random: Random) -> Corrupted:
         """Ids (B, L) → what the drawn objective makes of them."""
-        weights = np.array([weight for _, weight in self.parts])
+        rng, weights = np.random.default_rng(random), np.array([weight for _, weight in self.parts])
         objective, _ = self.parts[int(rng.choice(len(weights), p=weights / weights.sum()))]
         return objective.packed(tokens_BL, documents_BL, rng)
 
@@ -249,45 +249,3 @@ def _cut(tokens_BL: Ids, documents_BL: Ids | None, cut: int) -> Corrupted:
     """Rows as source and target: up to column `cut`, and from there on."""
     documents = None if documents_BL is None else (documents_BL[:, :cut], documents_BL[:, cut:])
     return Corrupted(tokens_BL[:, :cut], tokens_BL[:, cut:], documents)
-
-
-def make_objective(
-    names: Mapping[str, float],
-    *,
-    corruption_rate: float,
-    mean_span_length: float,
-    whole_words: bool,
-    tokenizer: Tokenizer,
-) -> Objective:
-    """The objective of that name, or the mixture of several by their weights. Raises PipelineError."""
-    unknown = sorted(set(names) - set(OBJECTIVES))
-    if unknown:
-        raise PipelineError(f"pretrain.objective: {', '.join(unknown)} unknown; there are {', '.join(OBJECTIVES)}")
-    parts = tuple(
-        (_make_one(name, corruption_rate, mean_span_length, whole_words, tokenizer), weight)
-        for name, weight in names.items()
-    )
-    mixture = Mixture(parts)
-    return parts[0][0] if len(parts) == 1 else mixture
-
-
-def _make_one(name: str, rate: float, mean: float, whole_words: bool, tokenizer: Tokenizer) -> Objective:
-    def token(text: str) -> int:
-        return special_id(tokenizer, text)
-
-    match name:
-        case "causal_lm":
-            return CausalLM()
-        case "prefix_lm":
-            return PrefixLM()
-        case "masked_lm":
-            starts = word_starts(tokenizer) if whole_words else None
-            entries = tokenizer.get_vocab_size()
-            return MaskedLM(rate, token("<mask>"), token("<pad>"), special_count(tokenizer), entries, starts)
-        case "span_corruption":
-            first = token("<extra_id_0>")
-            sentinels = next(n for n in count() if tokenizer.token_to_id(f"<extra_id_{n}>") != first + n)
-            return SpanCorruption(rate, mean, first, sentinels, token("</s>"))
-        case _:
-            ends = sentence_ends(tokenizer)
-            return Denoising(rate, mean, token("<mask>"), token("<pad>"), token("</s>"), ends)

@@ -64,7 +64,8 @@ def _placed(starts_N: Ids, sizes_N: Ids, length: int) -> tuple[Ids, Ids, Ids]:
     rooms: list[list[int]] = [[] for _ in range(length + 1)]  # rows with so much room
     rooms[length] = list(range(free))
     there = 1 << length if free else 0  # bit n is set where a row has room for exactly n
-    steps: list[tuple[int, int, int]] = []  # (row, size, number of pieces)
+    steps: list[tuple[int, int, int]] = []  # (size, pieces a row, rows)
+    filled: list[int] = []
     placed: list[int] = []
     for size in range(length - 1, 0, -1):
         starts = waiting[size]
@@ -73,21 +74,25 @@ def _placed(starts_N: Ids, sizes_N: Ids, length: int) -> tuple[Ids, Ids, Ids]:
             if fitting:  # with a piece in it, the row has the least room of those that fit, and takes the next as well
                 room, taken = size + (fitting & -fitting).bit_length() - 1, size
                 count = min(room // size, len(starts))
+                rows = min(len(rooms[room]), len(starts) // count)  # for so many the same choice comes again
             else:
                 room = taken = there.bit_length() - 1
-                count = 1
+                count = rows = 1
                 waiting[size - taken].append(starts[-1] + taken)
-            steps.append((rooms[room].pop(), taken, count))
+            steps.append((taken, count, rows))
+            filled += rooms[room][-rows:]
+            del rooms[room][-rows:]
             if not rooms[room]:
                 there ^= 1 << room
             left = room - taken * count
             if left:
-                rooms[left].append(steps[-1][0])
+                rooms[left] += filled[: -rows - 1 : -1]
                 there |= 1 << left
-            placed += starts[-count:]
-            del starts[-count:]
-    rows_S, sizes_S, counts_S = np.array(steps, dtype=np.int64).reshape(-1, 3).T
-    return np.repeat(rows_S, counts_S), np.array(placed, dtype=np.int64), np.repeat(sizes_S, counts_S)
+            placed += starts[-count * rows :]
+            del starts[-count * rows :]
+    sizes_S, counts_S, rows_S = np.array(steps, dtype=np.int64).reshape(-1, 3).T
+    rows_P = np.repeat(np.array(filled, dtype=np.int64), np.repeat(counts_S, rows_S))
+    return rows_P, np.array(placed, dtype=np.int64), np.repeat(sizes_S, counts_S * rows_S)
 
 
 def lay_out(text_N: npt.NDArray[Any], pieces: Pieces, length: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:

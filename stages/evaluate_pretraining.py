@@ -37,7 +37,7 @@ def evaluate_pretraining(params: Params) -> dict[str, Any]:
 
     from lightning_modules.loss import batch_loss
     from lightning_modules.model_folder import load_model, load_tokenizer
-    from lightning_modules.objectives import make_objective
+    from lightning_modules.named_objectives import make_objective
     from lightning_modules.text_rows import TextRows
     from lightning_modules.token_store import TokenStore
 

@@ -17,7 +17,8 @@ from lightning_modules.batching import Batch
 from lightning_modules.decoding import greedy
 from lightning_modules.errors import PipelineError
 from lightning_modules.model_folder import Model, load_model, load_tokenizer, save_model
-from lightning_modules.objectives import Denoising, Mixture, Objective, make_objective
+from lightning_modules.named_objectives import make_objective
+from lightning_modules.objectives import Denoising, Mixture, Objective
 from lightning_modules.text_rows import TextRows
 from lightning_modules.token_store import TokenStore
 from lightning_modules.transformer.config import TransformerConfig

@@ -11,7 +11,7 @@ from tiny import encoded, model, read_json, sentences, tokenizer, write_store
 from torch.nn import functional
 
 from lightning_modules.model_folder import save_model, sha256
-from lightning_modules.objectives import make_objective
+from lightning_modules.named_objectives import make_objective
 from lightning_modules.text_rows import TextRows
 from lightning_modules.token_store import TokenStore, write_meta
 from stages.evaluate_pretraining import evaluate_pretraining

@@ -80,6 +80,31 @@ def test_fewer_documents_are_cut_though_they_would_fit(length: int, mean: float,
         assert packed < 0.5 * joined
 
 
+def one_by_one(sizes: list[int], length: int) -> list[int]:
+    """Sizes of the pieces, as best_fit's documentation says it, a document at a time."""
+    pieces = [length for size in sizes for _ in range(size // length)]
+    waiting = [size % length for size in sizes if size % length]
+    rooms = [length] * (sum(waiting) // length)
+    while waiting:
+        size = max(waiting)
+        room = min((room for room in rooms if room >= size), default=max(rooms))
+        taken = min(size, room)
+        waiting.remove(size)
+        rooms.remove(room)
+        waiting += [size - taken] if size > taken else []
+        rooms.append(room - taken)
+        pieces.append(taken)
+    return pieces
+
+
+@given(text=texts())
+def test_documents_are_packed_as_if_one_by_one(text: tuple[list[int], int]) -> None:
+    sizes, length = text
+    packed, joined = (pack(ends_of(sizes), length).sizes_P.tolist() for pack in (best_fit, cut_at_rows))
+    expected = one_by_one(sizes, length)
+    assert Counter(packed) == Counter(expected) if len(expected) < len(joined) else packed == joined
+
+
 def test_best_fit_finds_what_first_fit_in_the_texts_order_does_not() -> None:
     sizes = [3, 6, 4, 7, 5, 5]  # of 10: 7 + 3, 6 + 4, 5 + 5
     assert cuts(best_fit(ends_of(sizes), 10), sizes) == 0

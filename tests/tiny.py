@@ -18,7 +18,7 @@ from lightning_modules.batching import Batch, make_batch
 from lightning_modules.hardware import Hardware, choose
 from lightning_modules.model_folder import sha256
 from lightning_modules.module import Recipe
-from lightning_modules.objectives import make_objective
+from lightning_modules.named_objectives import make_objective
 from lightning_modules.text_pairs import SpanPairs, TextPairs
 from lightning_modules.text_rows import TextRows
 from lightning_modules.token_store import StoreMeta, TokenStore, token_dtype, write_meta, write_shard
