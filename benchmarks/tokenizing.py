@@ -1,8 +1,9 @@
-"""What tokenizing to disk costs: `python -m benchmarks.tokenizing`. Two processes, some three minutes, 1 GB of disk.
+"""What tokenizing to disk costs: `python -m benchmarks.tokenizing`. Two cores, some three minutes, 1 GB of disk.
 
-The tokenize stage's code against `datasets.map` with the same tokenizer, bare and as `transformers` wraps it. They take
-turns, each in a fresh process tree whose memory is sampled as the sum of proportional set sizes (Linux). The texts and
-the tokenizer are those of params.yaml, which `make demo` leaves here.
+The tokenize stage's code, which may use two workers, against `datasets.map` of two processes with the same tokenizer,
+bare and as `transformers` wraps it. They take turns, each in a fresh process tree whose memory is sampled as the sum of
+proportional set sizes (Linux); what the imports alone take is told, too. The texts and the tokenizer are those of
+params.yaml, which `make demo` leaves here; `--times 4` takes the texts four times, and what memory grows with shows.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer
@@ -27,32 +29,36 @@ from stages.splits import ROW_GROUP, SPLITS
 ROUNDS = 3
 
 
-def tokenize_table(folder: Path) -> None:
+def tokenize_table(folder: Path, times: int) -> None:
     """Prints speed and peak memory of the stage and of `datasets.map`."""
-    characters = prepare_texts(folder)
+    characters = prepare_texts(folder, times)
     results: dict[str, list[tuple[float, float]]] = {
+        "imports": [],
         "tokenize_stage": [],
         "datasets_map": [],
         "datasets_map_transformers": [],
     }
     for turn in range(ROUNDS):
         for name, found in results.items():
-            found.append(tokenizing(name, folder, folder / f"{name}-{turn}"))
+            output = folder / f"{name}-{turn}"
+            found.append(tokenizing(name, folder, output))
+            shutil.rmtree(output, ignore_errors=True)
     print(f"tokenizing {characters / 1e6:.0f} M characters, two processes (median of {ROUNDS})")
     for name, found in results.items():
         took, memory = (statistics.median(column) for column in zip(*found, strict=True))
-        print(f"{name}: {took:.1f} s, {characters / took / 1e6:.2f} M characters a second, {memory:.0f} MB at most")
+        speed = f"{took:.1f} s, {characters / took / 1e6:.2f} M characters a second, " if took else ""
+        print(f"{name}: {speed}{memory:.0f} MB at most")
 
 
-def prepare_texts(folder: Path) -> int:
-    """Copies the training text and the tokenizer of this project's run to `folder`; returns the characters."""
+def prepare_texts(folder: Path, times: int) -> int:
+    """Writes the training text of this project's run, so many times, and its tokenizer; returns the characters."""
     texts, tokenizer = Path("data/prepared/pretraining/train.parquet"), Path("data/tokenizer/tokenizer.json")
     if not (texts.exists() and tokenizer.exists()):
         sys.exit(f"{texts} or {tokenizer} is not there: run `make demo` first")
     target = folder / "prepared" / "pretraining"
     target.mkdir(parents=True)
     shutil.copyfile(tokenizer, folder / "tokenizer.json")
-    table = pq.read_table(texts, columns=["text"])
+    table = pa.concat_tables([pq.read_table(texts, columns=["text"])] * times)
     for split in SPLITS:
         part = table if split == "train" else table.slice(0, 0)
         pq.write_table(part, target / f"{split}.parquet", row_group_size=ROW_GROUP, compression="zstd")
@@ -79,7 +85,7 @@ def tokenizing(name: str, folder: Path, output: Path) -> tuple[float, float]:
 
 def watch(root: psutil.Process, peak: list[float], stop: threading.Event) -> None:
     """Samples the memory of a process and all below it."""
-    while not stop.wait(0.1):
+    while not stop.wait(0.05):
         peak[0] = max(peak[0], sum(resident(root)) / 2**20)
 
 
@@ -94,6 +100,12 @@ def resident(root: psutil.Process) -> Iterator[int]:
             yield process.memory_full_info().pss
         except psutil.NoSuchProcess:
             continue
+
+
+def imports(folder: str, output: str) -> None:
+    """What one process of either takes before it does anything: numpy, Arrow and the tokenizer's library."""
+    time.sleep(0.5)  # to be seen
+    print(0.0)
 
 
 def tokenize_stage(folder: str, output: str) -> None:
@@ -140,9 +152,11 @@ def _map(folder: str, output: str, encode: Callable[[dict[str, list[str]]], dict
 
 def main() -> None:
     """Prints the table."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--times", type=int, default=1, help="how many times the texts are taken")
+    times = parser.parse_args().times
     with tempfile.TemporaryDirectory() as folder:
-        tokenize_table(Path(folder))
+        tokenize_table(Path(folder), times)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """A function over many jobs on all cores: results in the order of the jobs, few of them waiting, none left behind.
 
 Workers are started afresh (`spawn`): the parent has threads (MLflow's, Arrow's), which a fork does not survive. Each
-costs about 0.5 s to start. They end when their parent ends, however it ends.
+costs about 0.5 s to start, and memory for what it imports; one alone is this process itself. They end when their parent
+ends, however it ends.
 
 Where the environment has DASK_SCHEDULER_ADDRESS, the jobs go to that Dask cluster instead (`cluster`): the result is
 the same, so it is no key of params.yaml.
@@ -27,7 +28,7 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 _JOBS_AHEAD = 3  # a worker: enough to keep it busy, few enough that results do not pile up
 _LOOK_SECONDS = 0.2  # between two looks at the workers' counter
-_tell: Callable[[int], None] | None = None  # in a worker: takes the units of work that a job counts
+_tell: Callable[[int], object] | None = None  # in a worker: takes the units of work that a job counts
 
 
 def cores() -> int:
@@ -41,7 +42,7 @@ def count(units: int) -> None:
         _tell(units)
 
 
-def tell_counts(tell: Callable[[int], None]) -> None:
+def tell_counts(tell: Callable[[int], object]) -> None:
     """Called in a worker: from now on `tell` is given what jobs count."""
     global _tell
     _tell = tell
@@ -67,15 +68,12 @@ def local_results(
     function: Callable[[Job], Result], jobs: Iterable[Job], workers: int, bar: "tqdm[Any]"
 ) -> Generator[Result, None, None]:
     """`ordered_results` on this machine in any case: for jobs that need its devices or its environment."""
+    if workers == 1:
+        tell_counts(bar.update)
+        yield from map(function, jobs)
+        return
     context = multiprocessing.get_context("spawn")
     counter = context.Value("q", 0)
-    if workers == 1:
-        tell_counts(partial(_add, counter))
-        for job in jobs:
-            result = function(job)
-            bar.update(counter.value - bar.n)
-            yield result
-        return
     lifeline, held_end = context.Pipe(duplex=False)
     executor = ProcessPoolExecutor(workers, context, _start_worker, (lifeline, counter))
     try:

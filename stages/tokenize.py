@@ -2,9 +2,9 @@
 
 Every purpose and split becomes a token store, for a task two: its source and its target texts. Where an answer stands
 in its source a third, `place`, says where, for models that point at it; where texts have classes `class` numbers them,
-and labels.json names those that the training split has. One worker a core reads a row group at a time and sends its ids
-back; shards have a fixed number of documents, so the result is the same with any number of workers. Millions of
-characters a second and core, places a third of that; memory of a few row groups.
+and labels.json names those that the training split has. A row group is read and encoded at a time, of much text on all
+cores; shards have a fixed number of documents, so the result is the same with any number of workers. Some 20 million
+characters a second and core, places far fewer; memory of a few row groups, and 70 MB a worker.
 """
 
 import argparse
@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer
@@ -30,17 +29,18 @@ from lightning_modules.errors import PipelineError
 from lightning_modules.token_store import StoreMeta, token_dtype, write_meta, write_shard
 from lightning_modules.windows import Offsets, context_begin, covering, tokens_before
 from stages.console import progress, run_stage, stage_parser
-from stages.encoding import Encoder
+from stages.encoding import Encoder, Ids
+from stages.frugal import give_memory_back
 from stages.outputs import whole_directory
 from stages.parallel import cores, count, ordered_results
 from stages.params_data import PRETRAINING
-from stages.splits import SPLITS
+from stages.splits import KEYS, SPLITS
 from stages.tasks import TASKS, Record
 
 SHARD_DOCUMENTS = 1 << 20  # an open store holds two files a shard open: few and large
+WORTH = 1 << 26  # bytes of parquet that a further worker is for: some 10 s of work
 NUMBERS = {"span": "place", "class": "class"}  # by the kind of a task: its store of numbers that are no tokens
 _ANY_NUMBER = 2**32
-Ids = npt.NDArray[np.uint32]
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,13 @@ def tokenize(prepared: Path, tokenizer: Path, output: Path, workers: int) -> dic
     labels = {purpose: _labels(prepared, purpose) for _, purpose, side in stores if side == NUMBERS["class"]}
     jobs = [job for store in stores for job in _jobs(*store, tokenizer, labels.get(store[1], ()))]
     groups = Counter((job.texts, job.side) for job in jobs)
+    workers = max(1, min(workers, len(jobs), 1 + sum(texts.stat().st_size for texts, _, _ in stores) // WORTH))
     totals: dict[str, int] = {}
     bar: tqdm[Any]
     with (
         whole_directory(output) as folder,
         progress(name="tokenize", unit="token") as bar,
-        closing(ordered_results(encode_group, jobs, max(1, min(workers, len(jobs))), bar)) as results,
+        closing(ordered_results(encode_group, jobs, workers, bar)) as results,
     ):
         for texts, purpose, side in stores:
             store = Path(purpose, texts.stem, side)
@@ -90,15 +91,11 @@ def tokenize(prepared: Path, tokenizer: Path, output: Path, workers: int) -> dic
             if of_texts:
                 totals[store.as_posix()] = meta.tokens
             elif side == NUMBERS["class"] and meta.tokens < meta.documents:
-                unknown = meta.documents - meta.tokens
-                print(
-                    f"{purpose}: {unknown} of {meta.documents} records of {texts.stem} have labels that no training "
-                    "record has: a model that chooses among those of training gets them wrong"
-                )
+                told = f"{meta.documents - meta.tokens} of {meta.documents} records of {texts.stem} have labels"
+                print(f"{purpose}: {told} that no training record has: a model that chooses a class gets them wrong")
         for purpose, names in labels.items():
-            (folder / purpose / "labels.json").write_text(
-                json.dumps(names, ensure_ascii=False) + "\n", encoding="utf-8"
-            )
+            line = json.dumps(names, ensure_ascii=False) + "\n"
+            (folder / purpose / "labels.json").write_text(line, encoding="utf-8")
     return totals
 
 
@@ -138,6 +135,7 @@ def _unreadable(texts: Path, error: Exception) -> PipelineError:
 
 @lru_cache(maxsize=1)
 def _load(path: Path) -> Encoder:
+    give_memory_back()  # from here on, in this process
     return Encoder(_tokenizer(path))
 
 
@@ -154,7 +152,8 @@ def _tokenizer(path: Path) -> Tokenizer:
 def encode_group(job: GroupJob) -> Tokens:
     """Encodes one row group, without special tokens."""
     with pq.ParquetFile(job.texts) as file:
-        records = file.read_row_group(job.row_group).to_pylist()
+        columns = [name for name in file.schema_arrow.names if name not in KEYS]
+        records = file.read_row_group(job.row_group, columns, use_threads=False).to_pylist()
     if job.side in NUMBERS.values():
         rows = _places(records, job) if job.side == NUMBERS["span"] else _classes(records, job)
         return Tokens(np.fromiter(chain.from_iterable(rows), np.uint32), list(map(len, rows)), 0)

@@ -45,6 +45,16 @@ def test_results_are_in_order_and_counted(workers: int) -> None:
     assert bar.n == 40
 
 
+def test_one_worker_is_this_process_and_starts_no_other() -> None:
+    program = (
+        "import psutil\nfrom tqdm import tqdm\nfrom stages.parallel import ordered_results\n"
+        "assert list(ordered_results(abs, range(3), 1, tqdm(disable=True))) == [0, 1, 2]\n"
+        "print(psutil.Process().children(recursive=True))\n"
+    )
+    told = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    assert told.stdout.strip() == "[]"
+
+
 def test_what_must_stay_on_this_machine_does(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", "nowhere")
     assert list(local_results(square, range(4), 2, tqdm(disable=True))) == [0, 1, 4, 9]

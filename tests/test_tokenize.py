@@ -136,7 +136,10 @@ def test_words_that_look_like_special_tokens_are_words(prepared: Path, tokenizer
     assert min(min(ids) for ids in documents(store)) >= 69
 
 
-def test_the_same_bytes_whatever_the_workers(prepared: Path, tokenizer: Path, tmp_path: Path) -> None:
+def test_the_same_bytes_whatever_the_workers(
+    prepared: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.tokenize.WORTH", 1)  # so that little text has workers, too
     outcomes = []
     for workers in (1, 2):
         tokenize(prepared, tokenizer, tmp_path / "tokens", workers)
