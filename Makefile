@@ -18,7 +18,7 @@ demo: $(INSTALLED)  ## run the whole pipeline on the embedded data (8 minutes on
 	@$(BIN)/python -m flows $(ARGS)
 
 test: $(INSTALLED)  ## run all tests
-	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 ui: $(INSTALLED)  ## open MLflow (runs, metrics, models) on http://127.0.0.1:5000 (PORT=…)
 	@mkdir -p .pipeline

@@ -1,16 +1,39 @@
 """Fixtures that several modules use."""
 
+import json
 import os
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: workers side by side have a core each
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: workers side by side have about a core each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import dvc  # noqa: F401 - its log keeps the stream that it finds at import: not one of a single test
 import pytest
 
 from stages.delivery import prepare_store, tracking_uri
+
+# What takes minutes, the longest first: begun last, one of them would keep one worker at work while the others idle.
+LONGEST = (
+    "end_to_end", "elastic", "killed", "worker", "sweep", "your_data", "pipeline", "training", "watch", "cluster",
+    "deploy_processes", "parallel_training", "recovery", "seeds", "prepare_memory", "overfit", "mlflow_killed",
+)  # fmt: skip
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: a fifth of the time, tests wait for servers, schedules, processes they ended."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores + 1
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole files, the longest first; `make test` asks xdist to hand them out in this order."""
+    places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 @pytest.fixture(autouse=True)
@@ -45,3 +68,34 @@ def study(tmp_path: Path, fresh_store: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / ".pipeline" / "mlflow.version").write_text(version.replace(str(fresh_store), str(database)))
     (tmp_path / "params.yaml").write_text("tracking: {experiment: a study}\n")
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a real Prefect server, which this process's environment names too.
+
+    A module has its own: a start takes 6 s of a core; to stay at work for the modules to come would take 2 % of one.
+    """
+    from flows.server import prefect_server
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PREFECT_API_URL", raising=False)
+        with prefect_server(tmp_path_factory.mktemp("server")) as url:
+            yield url
+
+
+@pytest.fixture
+def webhook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """An address that takes one message and then is out of order, and what was posted to it."""
+    told: list[dict[str, Any]] = []
+
+    class Takes(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(503 if len(told) > 1 else 204)
+            self.end_headers()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Takes)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/secret", told
+    server.shutdown()

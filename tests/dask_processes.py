@@ -4,12 +4,12 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+from processes import eventually
 
 ALONE = ("unshare", "--mount", "--map-root-user")  # a machine's own view of the file system
 
@@ -38,7 +38,7 @@ def scheduler(folder: Path, *options: str, **environment: str) -> Iterator[tuple
     command += ["--dashboard-address", "127.0.0.1:0", "--no-dashboard", "--scheduler-file", str(told)]
     command += options
     with process(command, folder / "scheduler.log", **environment) as started:
-        wait_until(told.exists)
+        eventually(told.exists)
         yield json.loads(told.read_text())["address"], started
 
 
@@ -50,12 +50,5 @@ def worker(folder: Path, address: str, name: str, hidden: Path) -> Iterator[psut
     if subprocess.run([*ALONE, "true"], check=False, capture_output=True).returncode == 0:
         command = [*ALONE, "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(hidden), *command]
     with process(command, folder / f"{name}.log") as started:
-        wait_until(lambda: "Registered to" in (folder / f"{name}.log").read_text())
+        eventually(lambda: "Registered to" in (folder / f"{name}.log").read_text())
         yield started
-
-
-def wait_until(true: Callable[[], object], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

@@ -2,16 +2,16 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from processes import eventually
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -82,20 +82,7 @@ def server(root: Path, port: int, *arguments: str, **changes: str) -> Iterator[C
             process.wait()
 
     try:
-        wait_for(healthy)
+        eventually(healthy)
         yield kill
     finally:
         kill()
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def wait_for(condition: Any, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.1)

@@ -4,10 +4,9 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
-T = TypeVar("T")
+from processes import eventually
 
 
 def post(url: str, body: dict[str, Any] | None = None, tries: int = 20) -> Any:
@@ -21,15 +20,6 @@ def post(url: str, body: dict[str, Any] | None = None, tries: int = 20) -> Any:
             raise
     time.sleep(1.0)
     return post(url, body, tries - 1)
-
-
-def eventually(get: Callable[[], T], seconds: float = 60.0) -> T:
-    """The first true value of `get`."""
-    deadline = time.monotonic() + seconds
-    while not (value := get()):
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.5)
-    return value
 
 
 def read_run(api: str, run: str) -> dict[str, Any]:

@@ -7,7 +7,22 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stages.params import Params, load_params
 from stages.tasks import TASKS
+
+NGRAM, RECORD_SHARE = 3, 0.5
+
+
+def params_of_short_grams() -> Params:
+    """The small params.yaml with n-grams so short that texts of some_text hold one another's."""
+    whole = load_params(Path(__file__).with_name("params.yaml"))
+    leakage = whole.leakage.model_copy(update={"ngram": NGRAM, "record_share": RECORD_SHARE})
+    return whole.model_copy(update={"leakage": leakage})
+
+
+def grams(unit: str) -> list[tuple[str, ...]]:
+    found = unit.lower().split()
+    return [tuple(found[i : i + NGRAM]) for i in range(len(found) - NGRAM + 1)] or [tuple(found)]
 
 
 def columns(purpose: str) -> tuple[str, ...]:
@@ -32,3 +47,11 @@ def read(prepared: Path, name: str) -> list[dict[str, str]]:
 def some_text(draw: random.Random) -> str:
     """Words of a small vocabulary, so that n-grams meet, on one or two lines."""
     return "".join(draw.choice("abcdefgh") + draw.choice("  \n") for _ in range(draw.randint(1, 9))).strip()
+
+
+def write_texts(prepared: Path, params: Params, seed: int, **counts: int) -> None:
+    """So many random records for each split, of all purposes."""
+    draw = random.Random(seed)
+    for purpose in ("pretraining", *params.tasks):
+        for split, count in counts.items():
+            write(prepared, purpose, split, [tuple(some_text(draw) for _ in columns(purpose)) for _ in range(count)])

@@ -2,8 +2,14 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from toy_project import ROOT
+
+from flows.sweep_search import COMPLETE, FAILED, Search, Trial
+
+RATES = "  pretrain.learning_rate: {low: 1.0e-3, high: 0.04, log: true}"
+GOOD_AND_BAD = "  pretrain.learning_rate: {low: 1.0e-3, high: 0.2, log: true}\n  pretrain.batch_size: [8, 16, 32]"
 
 DVC_YAML = """
 stages:
@@ -102,3 +108,12 @@ def write_sweep(
     text = SWEEP.format(trials=trials, side_by_side=side_by_side, prune_after=prune_after, seed=seed, space=space)
     (folder / f"{name}.yaml").write_text(text)
     return f"{name}.yaml"
+
+
+def ask_and_tell(search: Search) -> dict[str, Any]:
+    """Runs a trial whose value is 1 / learning rate."""
+    trial = search.ask()
+    assert trial is not None
+    value = 1 / trial.values["pretrain.learning_rate"]
+    search.tell(Trial(trial.number, trial.values, FAILED if value > 900 else COMPLETE, value))
+    return trial.values

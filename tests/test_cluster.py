@@ -32,8 +32,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 from dask import config as dask_config
-from dask_processes import scheduler, wait_until, worker
-from processes import still_works
+from dask_processes import scheduler, worker
+from processes import eventually, still_works
 from ruamel.yaml import YAML
 from stage_runs import finish, running
 from tiny import sentences, write_tokenizer
@@ -89,7 +89,7 @@ def test_results_are_in_order_and_counted_and_come_from_processes_in_this_folder
     pids = {pid for _, _, pid in found}
     assert len(pids) == 2
     assert os.getpid() not in pids
-    wait_until(lambda: not any(still_works(pid) for pid in pids))
+    eventually(lambda: not any(still_works(pid) for pid in pids))
 
 
 class Watched(tqdm):  # type: ignore[type-arg]
@@ -250,9 +250,9 @@ def test_jobs_end_with_their_sender(how: signal.Signals, here: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen([sys.executable, "program.py"], env=environment, stderr=subprocess.DEVNULL) as sender:
         pids = [here / "0.pid", here / "1.pid"]
-        wait_until(lambda: all(path.exists() and path.read_text() for path in pids))
+        eventually(lambda: all(path.exists() and path.read_text() for path in pids))
         sender.send_signal(how)
-    wait_until(lambda: not any(still_works(int(path.read_text())) for path in pids))
+    eventually(lambda: not any(still_works(int(path.read_text())) for path in pids))
 
 
 def make_world(root: Path) -> Path:
@@ -321,7 +321,8 @@ def test_the_stages_write_the_same_bytes_as_alone_though_a_worker_is_killed(
 ) -> None:
     environment = {"DASK_SCHEDULER_ADDRESS": dask.address, "TMPDIR": str(dask.hidden)}
     with running(world, ("stages.prepare",), **environment) as process:
-        wait_until(lambda: children(dask.workers[0]) and list(world.glob("data/.prepared.unfinished/runs/*")))
+        begun = world / "data/.prepared.unfinished/runs"
+        eventually(lambda: children(dask.workers[0]) and list(begun.glob("*")), every=0.02)
         [child] = children(dask.workers[0])
         dask_worker = child.parent()  # its nanny starts another
         assert dask_worker
@@ -330,7 +331,7 @@ def test_the_stages_write_the_same_bytes_as_alone_though_a_worker_is_killed(
         dask_worker.kill()
         child.resume()
         assert process.wait(timeout=300) == 0, (world / "log.txt").read_text()
-    wait_until(lambda: not still_works(child.pid))
+    eventually(lambda: not still_works(child.pid))
     finish(world, ("stages.leakage",), **environment)
     finish(world, ("stages.tokenize",), **environment)
     _, expected = alone

@@ -5,39 +5,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from prepared_texts import columns, read, some_text, write
+from prepared_texts import NGRAM, RECORD_SHARE, columns, grams, params_of_short_grams, read, write, write_texts
 
 from lightning_modules.errors import PipelineError
 from stages import decontamination
 from stages.decontamination import held_records
 from stages.held_out import held_out_sets
 from stages.leakage import measure
-from stages.params import Params, load_params
+from stages.params import Params
 
-NGRAM, RECORD_SHARE = 3, 0.5
 Gram = tuple[str, ...]
 
 
 @pytest.fixture(scope="module")
 def params() -> Params:
-    whole = load_params(Path(__file__).with_name("params.yaml"))
-    leakage = whole.leakage.model_copy(update={"ngram": NGRAM, "record_share": RECORD_SHARE})
-    return whole.model_copy(update={"leakage": leakage})
+    return params_of_short_grams()
 
 
 @pytest.fixture
 def prepared(tmp_path: Path, params: Params) -> Path:
-    draw = random.Random(2)
-    for purpose in ("pretraining", *params.tasks):
-        for split, count in (("train", 60), ("validation", 9), ("test", 30)):
-            rows = [tuple(some_text(draw) for _ in columns(purpose)) for _ in range(count)]
-            write(tmp_path, purpose, split, rows)
+    write_texts(tmp_path, params, seed=2, train=60, validation=9, test=30)
     return tmp_path
-
-
-def grams(unit: str) -> list[Gram]:
-    found = unit.lower().split()
-    return [tuple(found[i : i + NGRAM]) for i in range(len(found) - NGRAM + 1)] or [tuple(found)]
 
 
 def expected(prepared: Path, params: Params, common: int) -> list[tuple[int, float]]:

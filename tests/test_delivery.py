@@ -7,7 +7,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from mlflow_tools import client, free_port, history, python, runs, server, wait_for
+from mlflow_tools import client, history, python, runs, server
+from processes import eventually, free_port
 
 from stages.delivery import tracking_uri
 from stages.spool import SPOOLS
@@ -63,7 +64,7 @@ def test_a_server_that_dies_in_mid_run_and_comes_back_has_everything_once(
     assert capsys.readouterr().err.count("warning: MLflow at") == 1
     with server(study, port) as kill, stage_run("prepare") as run:
         run.log_metrics({"records": 1.0}, step=1)
-        wait_for(lambda: "records" in client(uri).get_run(run.run_id).data.metrics)
+        eventually(lambda: "records" in client(uri).get_run(run.run_id).data.metrics)
         kill()
         for step in range(2, 1500):
             run.log_metrics({"records": float(step)}, step=step)

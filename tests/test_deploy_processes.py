@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect_api import eventually, post
+from prefect_api import post
+from processes import eventually, free_port
 from ruamel.yaml import YAML
 from test_deploy import DEPLOY, ROOT, documents
-from test_parallel_training import free_port
 from toy_project import make_project
-
-from flows.server import prefect_server
 
 POOLS = ("docker", "kubernetes")
 BIN = Path(sys.executable).parent
@@ -87,14 +85,6 @@ def test_a_server_starts_answers_its_probes_and_nobody_without_a_password(
         assert answer(f"{address}{asked}", f"{name}:{found['ports'][0]['containerPort']}") == 401
         if name == "mlflow":
             assert answer(f"{address}{asked}", "elsewhere.example") == 403
-
-
-@pytest.fixture
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("PREFECT_API_URL", raising=False)
-        with prefect_server(tmp_path_factory.mktemp("server")) as url:
-            yield url
 
 
 def test_the_worker_of_an_image_and_the_pools_of_containers_on_a_real_server(api: str, tmp_path: Path) -> None:

@@ -2,12 +2,12 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from processes import still_works
+from processes import eventually, still_works
 from toy_project import ROOT
 
 from flows.devices import DevicePool, gpu_locks, visible_gpus
@@ -40,14 +40,6 @@ def in_thread(pool: DevicePool, count: int | None, got: list[object], done: thre
     thread = threading.Thread(target=borrow)
     thread.start()
     return thread
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    for _ in range(300):
-        if condition():
-            return
-        threading.Event().wait(0.05)
-    raise AssertionError("it never came")
 
 
 def test_gpus_are_lent_once_and_named_to_the_child() -> None:

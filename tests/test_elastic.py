@@ -15,9 +15,10 @@ from typing import Any
 
 import psutil
 import pytest
+from processes import free_port
 from ruamel.yaml import YAML
 from stage_runs import PRETRAIN, assert_same_result, checkpoints, finish, workspace
-from test_parallel_training import free_port, slurm
+from test_parallel_training import slurm
 
 REPOSITORY = Path(__file__).parents[1]
 SETTINGS: dict[str, Any] = {

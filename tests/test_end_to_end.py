@@ -53,6 +53,7 @@ TINY = {
     "evaluate.bootstrap_samples": 100,
     "tracking.registered_model": "tiny",
 }
+SMALL_SWEEP = {"trials": 2, "fixed": {"pretrain.steps": 40, "pretrain.warmup_steps": 10, "pretrain.validate_every": 10}}
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         writer.writerows((sentence, " ".join(sentence.split()[:3])) for sentence in tiny.sentences()[:400])
         file.write("a row without its second column\n")
     (root / "params.yaml").write_text(overridden((ROOT / "params.yaml").read_text(), TINY))
+    sweep = root / "recipes/sweeps/pretraining.yaml"
+    sweep.write_text(overridden(sweep.read_text(), SMALL_SWEEP))
     shell(root, "git add -A && git -c user.name=t -c user.email=t@example.org commit -qm small")
     yield root
     end_all_in(root)
@@ -223,6 +226,9 @@ def test_every_command_of_the_readme_does_what_it_says(workspace: Path) -> None:
         output = shell(workspace, command)
         if command == "dvc metrics show":
             assert "translation" in output
+        if command == "make sweep":
+            with (workspace / "reports/sweeps/pretraining/trials.csv").open(newline="") as file:
+                assert [trial["state"] for trial in csv.DictReader(file)] == ["complete"] * 2
 
 
 def test_the_readme_yaml_is_what_params_take(workspace: Path) -> None:

@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 
 from lightning_modules.errors import PipelineError
 from lightning_modules.flops import Shape, batch_bytes, optimizer_flops, parameters, state_bytes
-from lightning_modules.objectives import make_objective
+from lightning_modules.named_objectives import make_objective
 from lightning_modules.transformer.config import OBJECTIVES
 from stages.estimate import Data, asked_prices, clock, estimate, pretraining_data, short
 from stages.estimate_devices import GPUS, LAUNCH, Device, devices, measured_peak

@@ -2,7 +2,6 @@
 
 import socket
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,17 +10,8 @@ import requests
 from prefect_api import post
 
 from flows.late_runs import late_runs
-from flows.server import prefect_server
 from flows.status import status_text
 from lightning_modules.errors import PipelineError
-
-
-@pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("PREFECT_API_URL", raising=False)
-        with prefect_server(tmp_path_factory.mktemp("server")) as url:
-            yield url
 
 
 def test_runs_that_no_worker_takes_are_named_with_what_to_do(api: str, tmp_path: Path) -> None:

@@ -2,45 +2,32 @@
 
 import json
 import os
-import random
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prepared_texts import columns, read, some_text, write
+from prepared_texts import NGRAM, RECORD_SHARE, columns, grams, params_of_short_grams, read, write, write_texts
 
 from lightning_modules.errors import PipelineError
 from stages.held_out import held_out_sets
 from stages.leakage import measure, require_clean
-from stages.params import Params, load_params
+from stages.params import Params
 
 REPOSITORY = Path(__file__).parents[1]
 SPLITS = ("train", "validation", "test")
-NGRAM, RECORD_SHARE = 3, 0.5
 
 
 @pytest.fixture(scope="module")
 def params() -> Params:
-    whole = load_params(Path(__file__).with_name("params.yaml"))
-    leakage = whole.leakage.model_copy(update={"ngram": NGRAM, "record_share": RECORD_SHARE})
-    return whole.model_copy(update={"leakage": leakage})
+    return params_of_short_grams()
 
 
 @pytest.fixture
 def prepared(tmp_path: Path, params: Params) -> Path:
-    draw = random.Random(1)
-    for purpose in ("pretraining", *params.tasks):
-        for split, count in zip(SPLITS, (12, 9, 30), strict=True):
-            rows = [tuple(some_text(draw) for _ in columns(purpose)) for _ in range(count)]
-            write(tmp_path, purpose, split, rows)
+    write_texts(tmp_path, params, seed=1, train=12, validation=9, test=30)
     return tmp_path
-
-
-def grams(unit: str) -> list[tuple[str, ...]]:
-    found = unit.lower().split()
-    return [tuple(found[i : i + NGRAM]) for i in range(len(found) - NGRAM + 1)] or [tuple(found)]
 
 
 def held(records: list[dict[str, str]], fields: tuple[str, ...]) -> set[tuple[str, ...]]:

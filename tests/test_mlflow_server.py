@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 import pytest
 import requests
-from mlflow_tools import REPOSITORY, client, free_port, history, runs, server, wait_for
+from mlflow_tools import REPOSITORY, client, history, runs, server
+from processes import eventually, free_port
 
 from stages.tracking import flush, stage_run
 
@@ -143,13 +144,13 @@ def test_a_server_killed_in_mid_run_and_started_again_has_every_value_once(
         for step in range(3000):  # the server dies while it takes them
             run.log_metrics({"loss": 1.0 / (1 + step), "rate": float(step)}, step=step)
             if step == 1000:
-                wait_for(lambda: "loss" in client(uri).get_run(run.run_id).data.metrics)
+                eventually(lambda: "loss" in client(uri).get_run(run.run_id).data.metrics)
                 kill()
-        wait_for(lambda: "does not answer" in capsys.readouterr().err)
+        eventually(lambda: "does not answer" in capsys.readouterr().err)
         with server(study, port):
             for step in range(3000, 4000):
                 run.log_metrics({"loss": 1.0 / (1 + step), "rate": float(step)}, step=step)
             run.log_text("a sample", "sample.txt")
-            wait_for(lambda: client(uri).list_artifacts(run.run_id))
+            eventually(lambda: client(uri).list_artifacts(run.run_id))
             assert history(uri, str(run.run_id), "rate") == [(step, float(step)) for step in range(4000)]
             assert history(uri, str(run.run_id), "loss") == [(step, 1.0 / (1 + step)) for step in range(4000)]

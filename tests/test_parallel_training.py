@@ -3,10 +3,8 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from processes import still_works
+from processes import eventually, free_port, still_works
 from safetensors.torch import load_file, save_file
 from stage_runs import PRETRAIN, checkpoints, curve, finish, workspace
 from tiny import config, hardware, pairs_split, read_json, recipe, tokenizer
@@ -130,13 +128,6 @@ def torchrun(node: int, port: int, devices: int) -> list[str]:
     size = ["--nnodes", "2", "--node-rank", str(node), "--nproc-per-node", str(devices)]
     address = ["--master-addr", "127.0.0.1", "--master-port", str(port)]
     return [sys.executable, "-m", "torch.distributed.run", *size, *address]
-
-
-def free_port() -> int:
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        port: int = opened.getsockname()[1]
-        return port
 
 
 def assert_same(got: Result, expected: Result) -> None:
@@ -255,20 +246,12 @@ def test_no_process_waits_for_one_that_was_killed(tmp_path: Path, strategy: str,
     settings = {"devices": 2, "strategy": strategy, "steps": 5000, "checkpoint_every": 5}
     root = workspace(tmp_path / "killed", pretrain=settings)
     first = launch(root, [sys.executable, "-m", *PRETRAIN])
-    until(lambda: checkpoints(root) or first.poll() is not None)
+    eventually(lambda: checkpoints(root) or first.poll() is not None, every=0.02)
     ranks = [first.pid, *(child.pid for child in psutil.Process(first.pid).children())]
     assert len(ranks) == 2, (root / "log.txt").read_text()
     os.kill(ranks[killed], signal.SIGKILL)
-    until(lambda: not any(map(still_works, ranks)))
+    eventually(lambda: not any(map(still_works, ranks)))
     assert first.wait(timeout=10) != 0
-
-
-def until(done: Any) -> None:
-    for _ in range(6000):
-        if done():
-            return
-        time.sleep(0.02)
-    pytest.fail("waited two minutes")
 
 
 @pytest.mark.parametrize(

@@ -9,18 +9,15 @@ import shutil
 import signal
 from collections.abc import Iterator
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
-from prefect_api import eventually, log_of, post, read_run, states, task_runs
-from processes import still_works
+from prefect_api import log_of, post, read_run, states, task_runs
+from processes import eventually, still_works
 from toy_project import ROOT, make_project, run_flows, set_mode, start_flows, write_metrics
 
 from flows.events import Listener, listener
-from flows.server import prefect_server
 from flows.workspace import workspace
 
 TRANSLATION = "finetune@translation"
@@ -33,14 +30,6 @@ deployments:
     schedules: [{{interval: 10}}]
     concurrency_limit: {{limit: 1, collision_strategy: CANCEL_NEW}}
 """
-
-
-@pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("PREFECT_API_URL", raising=False)
-        with prefect_server(tmp_path_factory.mktemp("server")) as url:
-            yield url
 
 
 @pytest.fixture(scope="module")
@@ -80,23 +69,6 @@ def test_artifacts(api: str, project: Path) -> None:
     assert stages[TRANSLATION]["seconds"] > 0
     assert json.loads(artifacts["metrics"])[0]["pre-trained"] == "12.3 [11.0, 13.5]"
     assert "| finetune@translation | [http://127.0.0.1:5000/#/translation]" in artifacts["mlflow-runs"]
-
-
-@pytest.fixture
-def webhook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """An address, and what was posted to it."""
-    told: list[dict[str, Any]] = []
-
-    class Takes(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(503 if len(told) > 1 else 204)
-            self.end_headers()
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Takes)
-    Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/secret", told
-    server.shutdown()
 
 
 def test_failures_are_told_apart_and_retried_only_where_it_helps(

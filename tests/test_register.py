@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from mlflow_tools import free_port, server, wait_for
+from mlflow_tools import server
+from processes import eventually, free_port
 from registered import MODEL, RECORDS, TASK, params, records, write_model, write_results
 from sacrebleu.metrics.chrf import CHRF
 from safetensors.torch import load_file, save_file
@@ -197,7 +198,7 @@ def test_it_loads_and_serves_where_our_repository_is_not(root: Path) -> None:
                 return False
             return True
 
-        wait_for(answered)
+        eventually(answered)
         assert answers == [{"predictions": expected}]
     finally:
         os.killpg(serving.pid, 9)
@@ -248,7 +249,7 @@ def test_two_workspaces_that_register_at_once_leave_the_better_as_champion(root:
             subprocess.Popen(command, cwd=root / name, env=environment, stdout=subprocess.PIPE, text=True)
             for name in folders
         ]
-        wait_for(lambda: all((root / name / "ready").exists() for name in folders))
+        eventually(lambda: all((root / name / "ready").exists() for name in folders))
         (root / "go").touch()
         said = [process.communicate()[0] for process in both]
         assert [process.returncode for process in both] == [0, 0], said

@@ -1,10 +1,9 @@
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
-from processes import still_works
+from processes import eventually, still_works
 from toy_project import make_project, set_mode
 
 from flows import run_stage
@@ -22,19 +21,12 @@ def project(folder: Path, mode: str = "") -> StageRunner:
     return runner
 
 
-def wait_for(file: Path) -> None:
-    deadline = time.monotonic() + 60
-    while not file.exists():
-        assert time.monotonic() < deadline, f"{file} never came"
-        time.sleep(0.05)
-
-
 def run_and_stop(folder: Path, runner: StageRunner) -> Result:
     """Runs the translation stage in a thread and stops it once it is at work."""
     results: list[Result] = []
     thread = threading.Thread(target=lambda: results.append(runner.run(TRANSLATION, lambda line: None)))
     thread.start()
-    wait_for(folder / "pids")
+    eventually((folder / "pids").exists)
     runner.stop()
     thread.join(timeout=60)
     return results[0]

@@ -9,7 +9,7 @@ import textwrap
 import time
 from pathlib import Path
 
-from mlflow_tools import wait_for
+from processes import eventually
 from toy_project import ROOT, make_project, run_flows, set_mode, start_flows
 
 from flows.events import Listener
@@ -119,8 +119,8 @@ def test_a_stage_without_a_flow_is_seen(study: Path) -> None:
         [sys.executable, "-c", textwrap.dedent(script)], cwd=study, env=environment | {"PYTHONPATH": str(ROOT)}
     )
     try:
-        wait_for(lambda: process.poll() is not None or "pretrain is running outside a flow, for" in status(study)[1])
-        wait_for(lambda: process.poll() is not None or "%, " in status(study)[1])
+        eventually(lambda: process.poll() is not None or "pretrain is running outside a flow, for" in status(study)[1])
+        eventually(lambda: process.poll() is not None or "%, " in status(study)[1])
         assert process.poll() is None
     finally:
         process.kill()

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +15,16 @@ import pytest
 from mlflow_tools import client
 from prefect_api import post, task_runs
 from ruamel.yaml import YAML
-from sweep_project import make_sweep_project, write_sweep
+from sweep_project import GOOD_AND_BAD, RATES, ask_and_tell, make_sweep_project, write_sweep
 from toy_project import ROOT, start_flows
 
 from flows.run_stage import child_environment
-from flows.server import prefect_server
-from flows.sweep_definition import Range, check_values, read_sweep
-from flows.sweep_search import COMPLETE, FAILED, Search, Trial
+from flows.sweep_definition import read_sweep
+from flows.sweep_search import Search
 from flows.sweep_session import MAY_CHANGE, opened
 from flows.sweep_workspace import new_workspace, read_first_steps, read_steps, take_copy
 from flows.workspace import overridden
 from lightning_modules.errors import PipelineError
-
-RATES = "  pretrain.learning_rate: {low: 1.0e-3, high: 0.04, log: true}"
-GOOD_AND_BAD = "  pretrain.learning_rate: {low: 1.0e-3, high: 0.2, log: true}\n  pretrain.batch_size: [8, 16, 32]"
-
-
-@pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("PREFECT_API_URL", raising=False)
-        with prefect_server(tmp_path_factory.mktemp("server")) as url:
-            yield url
 
 
 @pytest.fixture
@@ -210,45 +197,6 @@ def test_a_sweep_is_one_sweep(project: Path) -> None:
         pass
 
 
-def ask_and_tell(search: Search) -> dict[str, Any]:
-    """Runs a trial whose value is 1 / learning rate."""
-    trial = search.ask()
-    assert trial is not None
-    value = 1 / trial.values["pretrain.learning_rate"]
-    search.tell(Trial(trial.number, trial.values, FAILED if value > 900 else COMPLETE, value))
-    return trial.values
-
-
-def test_what_is_tried_does_not_depend_on_interruptions(tmp_path: Path) -> None:
-    sweep = read_sweep(tmp_path / write_sweep(tmp_path, "rates", GOOD_AND_BAD, trials=16))
-    whole = Search(sweep, tmp_path / "whole.db")
-    expected = [ask_and_tell(whole) for _ in range(16)]  # the first ten at random, then TPE's
-    assert whole.ask() is None
-    found = []
-    for number in range(16):
-        search = Search(sweep, tmp_path / "parts.db")
-        asked = search.ask()
-        assert asked is not None
-        again = Search(sweep, tmp_path / "parts.db")  # the process was killed before the trial's end
-        (interrupted,) = again.interrupted()
-        assert interrupted == asked
-        assert interrupted.number == number
-        value = 1 / asked.values["pretrain.learning_rate"]
-        again.tell(Trial(number, asked.values, FAILED if value > 900 else COMPLETE, value))
-        found.append(asked.values)
-    assert found == expected
-    best = again.best()
-    assert best is not None
-    assert best.values["pretrain.learning_rate"] == max(values["pretrain.learning_rate"] for values in expected)
-
-
-def test_numbers_are_tried_as_they_can_be_written() -> None:
-    scale = Range(low=0.00123446, high=0.9, log=True)
-    assert scale.rounded(0.0345678) == 0.03457
-    assert scale.rounded(0.001234461) == 0.00123446  # not below the lowest
-    assert Range(low=1, high=9).rounded(3) == 3
-
-
 def test_a_trial_runs_only_what_its_values_change(project: Path) -> None:
     assert [stage.name for stage in read_first_steps(project, "pretrain", []).stages] == ["tokenize"]
     environment = child_environment({"COUNT": str(project / "count"), "PYTHONPATH": str(ROOT)})
@@ -267,32 +215,3 @@ def test_a_trial_runs_only_what_its_values_change(project: Path) -> None:
     params = YAML(typ="safe").load((project / ".pipeline/trial/params.yaml").read_text())["pretrain"]
     assert (params["steps"], params["learning_rate"]) == (7, 0.5)
     assert not (project / ".pipeline/trial/data").exists()
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        (("stage: pretrain", "stage: pretrain\nsampler: tpe"), "rates.yaml:3: sampler: unknown key"),
-        (("trials: 4", "trials: 0"), "rates.yaml:4: trials: got 0"),
-        (("metric: validation_loss", "metric: test_bleu"), "rates.yaml:3: metric: got 'test_bleu'"),
-        (("low: 1.0e-3", "low: 1"), "space.pretrain.learning_rate"),
-        (("{low: 1.0e-3, high: 0.04, log: true}", "[0.1]"), "space.pretrain.learning_rate"),
-        (("pretrain.sequence_length: 64", "pretrain.learning_rate: 0.1"), "fixed.pretrain.learning_rate: stands in"),
-        (("learning_rate:", "lerning_rate:"), "no key 'pretrain.lerning_rate'; did you mean pretrain.learning_rate?"),
-        (("low: 1.0e-3, high: 0.04, log: true", "low: -1.0, high: 0.04"), "space.pretrain.learning_rate: -1.0: "),
-        (("metric: validation_loss", "metric: validation_score"), "has finetune.choose_by: score"),
-    ],
-)
-def test_a_wrong_file_is_one_line(tmp_path: Path, change: tuple[str, str], told: str) -> None:
-    file = tmp_path / write_sweep(tmp_path, "rates", RATES)
-    file.write_text(file.read_text().replace(*change))
-    with pytest.raises(PipelineError) as caught:
-        check_values(read_sweep(file), file, ROOT / "params.yaml", tmp_path / "scratch.yaml")
-    assert told in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "scratch.yaml").exists()
-
-
-@pytest.mark.parametrize("file", sorted((ROOT / "recipes/sweeps").glob("*.yaml")), ids=lambda file: file.stem)
-def test_the_shipped_sweeps_fit_the_shipped_params(file: Path, tmp_path: Path) -> None:
-    check_values(read_sweep(file), file, ROOT / "params.yaml", tmp_path / "scratch.yaml")

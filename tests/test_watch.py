@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from prefect_api import post, task_runs
 from stage_runs import set_params
 from toy_project import ROOT
 
-from flows.server import prefect_server
 from flows.workspace import overridden, workspace
 from lightning_modules.model_folder import save_model
 from stages.drift_models import bits_per_byte
@@ -84,14 +82,6 @@ print(state.name, state.message, sep="\\n")
 """
 PLACES = {"first": (0, 160), "second": (160, 320), "third": (320, 350), "fourth": (350, 380)}
 TEXTS = {name: tiny.sentences()[begin:end] for name, (begin, end) in PLACES.items()}
-
-
-@pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("PREFECT_API_URL", raising=False)
-        with prefect_server(tmp_path_factory.mktemp("server")) as url:
-            yield url
 
 
 @pytest.fixture(scope="module")

@@ -7,21 +7,17 @@ import sys
 import urllib.error
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import psutil
 import pytest
-from prefect_api import eventually, log_of, post, read_run, states
-from processes import still_works
+from prefect_api import log_of, post, read_run, states
+from processes import eventually, still_works
 from stage_runs import PRETRAIN, SAVE_EVERY, assert_same_result, checkpoints, finish
 from stage_runs import workspace as training_workspace
 from tiny import read_json
 from toy_project import ROOT, make_project, set_mode
-
-from flows.server import prefect_server
 
 TRANSLATION = "finetune@translation"
 TRAINING = """
@@ -36,13 +32,11 @@ stages:
 
 
 @pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("PREFECT_API_URL", raising=False)
-        with prefect_server(tmp_path_factory.mktemp("server")) as url:
-            prefect(ROOT, "work-pool", "create", "--type", "process", "workstation")
-            prefect(ROOT, "automation", "create", "--from-file", "automations.yaml")
-            yield url
+def api(api: str) -> str:
+    """With what a worker and an operator set up once."""
+    prefect(ROOT, "work-pool", "create", "--type", "process", "workstation")
+    prefect(ROOT, "automation", "create", "--from-file", "automations.yaml")
+    return api
 
 
 def prefect(folder: Path, *arguments: str) -> str:
@@ -186,23 +180,6 @@ def test_a_run_goes_on_when_its_worker_is_killed_and_obeys_without_it(api: str, 
     eventually(lambda: not any(map(still_works, pids)), 30.0)
     assert ended(api, run)["state"]["message"].startswith("cancelled")
     assert (project / "checkpoint").read_text() == "saved"
-
-
-@pytest.fixture
-def webhook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """An address, and what was posted to it."""
-    told: list[dict[str, Any]] = []
-
-    class Takes(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(204)
-            self.end_headers()
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Takes)
-    Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/", told
-    server.shutdown()
 
 
 def test_a_killed_flow_is_crashed_and_told_and_its_stages_are_ended_by_the_next(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import tiny
-from mlflow_tools import free_port, wait_for
+from processes import eventually, free_port
 from repository_copy import ROOT, copy_of_repository, end_all_in, environment, shell
 from ruamel.yaml import YAML
 
@@ -52,7 +52,7 @@ def workspace(tmp_path: Path) -> Iterator[Path]:
 def answer(root: Path, port: int, command: str) -> dict[str, Any]:
     """What the served model says, once it is there."""
     ready = f"curl -sf http://127.0.0.1:{port}/ping"
-    wait_for(lambda: subprocess.run(ready, shell=True, capture_output=True, check=False).returncode == 0, seconds=120)
+    eventually(lambda: subprocess.run(ready, shell=True, capture_output=True, check=False).returncode == 0)
     return json.loads(shell(root, command))  # type: ignore[no-any-return]
 
 
