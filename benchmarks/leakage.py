@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from stages.leakage import PREPARED, measure
 from stages.parallel import cores
 from stages.params import Params, load_params
-from stages.params_data import PRETRAINING
 from stages.splits import ROW_GROUP, SPLITS, split_of
+from stages.tasks import PRETRAINING
 
 
 def split_by_record(prepared: Path, purpose: str, params: Params, output: Path) -> None:

@@ -24,9 +24,9 @@ from datasketch import MinHash, MinHashLSH  # type: ignore[import-untyped]
 from stages.near_duplicates import HASHES, WORDS, nearest_kept, similarity
 from stages.parallel import cores
 from stages.params import load_params
-from stages.params_data import PRETRAINING
 from stages.prepare import prepare
 from stages.splits import ROW_GROUP, SPLITS
+from stages.tasks import PRETRAINING
 
 _SEED = 1
 Nearest = dict[int, int]  # a text that goes → the earlier one that stays

@@ -17,7 +17,7 @@ from lightning_modules.errors import PipelineError
 from stages.dialogues import last_turns
 from stages.languages import language_of
 from stages.parallel import count
-from stages.params_data import PRETRAINING, PRETRAINING_FIELDS, Entry
+from stages.params_data import Entry
 from stages.params_schema import Prepare
 from stages.personal import Masked
 from stages.quality import judge
@@ -25,7 +25,7 @@ from stages.readers import GROUP, READERS
 from stages.samples import Samples
 from stages.sources import Bad, Row
 from stages.splits import KEYS, Runs, digest
-from stages.tasks import TASKS
+from stages.tasks import PRETRAINING, PRETRAINING_FIELDS, TASKS
 from stages.text import cut, failed_filter, normalise, strip_html
 
 QUARANTINE = "quarantine.jsonl"

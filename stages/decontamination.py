@@ -27,8 +27,8 @@ from stages.held_out import HeldOut, Shares, held_out_sets, read_held_out
 from stages.ngrams import Numbers
 from stages.overlap import LookUp, hits, look_ups
 from stages.parallel import ordered_results
-from stages.params_data import PRETRAINING
 from stages.params_schema import Params
+from stages.tasks import PRETRAINING
 
 COMMON = 1000
 _PAIRS = 4_000_000  # of a text's n-gram and a record's, joined at a time: 100 MB

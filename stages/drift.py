@@ -22,8 +22,8 @@ from stages.drift_report import PICTURE, REPORT, add_look, draw, findings, numbe
 from stages.drift_words import coverage
 from stages.lineage import LATEST
 from stages.params import Params, load_params
-from stages.params_data import PRETRAINING
 from stages.registry import connect, mlflow_errors
+from stages.tasks import PRETRAINING
 
 PREPARED, RUN = Path("data/prepared"), Path(".pipeline/drift/run")
 MOST_TEXTS = 2000  # pre-training texts of a group: the first by the hash of their content

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 
 from lightning_modules.errors import PipelineError
 from stages.outputs import whole_directory
-from stages.params_data import PRETRAINING
 from stages.splits import SPLITS
+from stages.tasks import PRETRAINING
 
 KNOWN = Path(".pipeline/drift/known")
 MOST_CHARACTERS = 50_000_000  # of training text whose words count as seen; sorted by hash, they are a random choice

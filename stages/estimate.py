@@ -22,7 +22,7 @@ from stages.console import run_stage, stage_parser
 from stages.estimate_devices import GPUS, THIS, Device, devices
 from stages.estimate_trainings import PRETRAIN, TOKENS, Training, trainings
 from stages.params import load_params
-from stages.params_data import PRETRAINING
+from stages.tasks import PRETRAINING
 
 TOKENS_OF_PARAMETER = 20  # Hoffmann et al. 2022, arXiv:2203.15556, table 3; their parameters include embeddings
 PASSES = 4  # over a text that are worth nearly as much as new text: Muennighoff et al. 2023, arXiv:2305.16264

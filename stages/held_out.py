@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from stages.ngrams import Hashes, Numbers, ngrams, short_units, words
 from stages.overlap import columns_of, open_split, portions
-from stages.params_data import PRETRAINING
 from stages.params_schema import Params
+from stages.tasks import PRETRAINING
 
 MOST_RECORDS = 50_000  # of a test set, the first by the hash of their content: the share is known to half a percent
 Shares = npt.NDArray[np.float64]

@@ -20,8 +20,7 @@ from lightning_modules.errors import PipelineError
 from stages.console import progress
 from stages.ngrams import Hashes, Numbers, ngrams, short_units, words
 from stages.parallel import count, ordered_results
-from stages.params_data import PRETRAINING, PRETRAINING_FIELDS
-from stages.tasks import TASKS
+from stages.tasks import PRETRAINING, PRETRAINING_FIELDS, TASKS
 
 First = npt.NDArray[np.uint32]  # (G,): for each n-gram the first row that has it, from 1; 0: none has it
 _CHARACTERS = 2_000_000  # hashed at a time: some 200 MB

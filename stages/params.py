@@ -13,10 +13,10 @@ from pydantic import ValidationError
 
 from lightning_modules.transformer.config import OBJECTIVES, TransformerConfig
 from stages.console import run_stage, stage_parser
-from stages.params_data import PRETRAINING, PRETRAINING_FIELDS, Entry, Parallel, ParallelTexts, Table
+from stages.params_data import Entry, Parallel, ParallelTexts, Table
 from stages.params_file import Location, read_params_file
 from stages.params_schema import Params
-from stages.tasks import TASKS
+from stages.tasks import PRETRAINING, PRETRAINING_FIELDS, TASKS
 
 __all__ = ["Params", "load_params"]
 Problem = tuple[Location, str]

@@ -8,10 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from stages.tasks import LANGUAGE, TASKS, language_tag
-
-PRETRAINING = "pretraining"  # the purpose that is not a task
-PRETRAINING_FIELDS = ("text",)
+from stages.tasks import LANGUAGE, PRETRAINING_FIELDS, TASKS, language_tag
 
 Text = Annotated[str, Field(min_length=1)]
 SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]  # it names a folder and a DVC stage

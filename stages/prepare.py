@@ -24,12 +24,12 @@ from stages.languages import check_languages
 from stages.outputs import whole_directory, whole_file
 from stages.parallel import cores, count, ordered_results
 from stages.params import load_params
-from stages.params_data import PRETRAINING
 from stages.params_schema import Params, Prepare
 from stages.readers import entry_files
 from stages.samples import Samples
 from stages.selection import Selected, require_known_sources, select
 from stages.splits import SPLITS, Kept, write_splits
+from stages.tasks import PRETRAINING
 from stages.text import FILTERS
 
 Report = dict[str, dict[str, dict[str, int | dict[str, int]]]]  # purpose → source → counts

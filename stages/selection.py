@@ -26,10 +26,10 @@ from stages.decontamination import held_records
 from stages.near_duplicates import nearest_kept, similarity
 from stages.ngrams import Numbers
 from stages.overlap import read_rows
-from stages.params_data import PRETRAINING
 from stages.params_schema import Params
 from stages.samples import Samples
 from stages.splits import ROW_GROUP, SPLITS, digest
+from stages.tasks import PRETRAINING
 
 FILTERS = ("near_duplicates", "decontaminate", "weights")  # keys of `prepare`, in the order in which they drop
 _STAYS, _NEAR, _HOLDS, _RARE = range(4)  # what becomes of a text; from 1 on which of FILTERS drops it

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 Record = Mapping[str, str]
 
+PRETRAINING = "pretraining"  # the purpose that is not a task
+PRETRAINING_FIELDS = ("text",)
 WRITERS = ("encoder_decoder", "decoder")
 ALL = ("encoder", *WRITERS)
 LANGUAGE = r"[A-Za-z]{2,3}(?:[-_][A-Za-z0-9]+)*"

@@ -33,9 +33,8 @@ from stages.encoding import Encoder, Ids
 from stages.frugal import give_memory_back
 from stages.outputs import whole_directory
 from stages.parallel import cores, count, ordered_results
-from stages.params_data import PRETRAINING
 from stages.splits import KEYS, SPLITS
-from stages.tasks import TASKS, Record
+from stages.tasks import PRETRAINING, TASKS, Record
 
 SHARD_DOCUMENTS = 1 << 20  # an open store holds two files a shard open: few and large
 WORTH = 1 << 26  # bytes of parquet that a further worker is for: some 10 s of work
