@@ -214,7 +214,7 @@ class Attention(nn.Module):
 def columns(x_BLD: Tensor, columns_BM: Tensor) -> Tensor:
     """Those columns of each row, (B, M, D)."""
     rows, length, width = x_BLD.shape
-    place_BM = columns_BM + torch.arange(0, rows * length, length, device=x_BLD.device)[:, None]
+    place_BM = columns_BM + torch.arange(rows, device=x_BLD.device)[:, None] * length
     return x_BLD.reshape(-1, width).index_select(0, place_BM.flatten()).view(rows, -1, width)
 
 
