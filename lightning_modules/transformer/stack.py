@@ -82,9 +82,13 @@ class Stack(nn.Module):
         x_BLD = self.embedding_norm(x_BLD)
         if self.training:
             x_BLD = dropout(x_BLD, self.config.dropout)
-        visibility = of_last = self._visibility(x_BLD, start, real_BS, documents_BL, prefix)
+        bias_BHLS = None
+        if self.bias is not None:
+            key_S = torch.arange(end, device=x_BLD.device)
+            bias_BHLS = self.bias(key_S[start:], key_S)
+        visibility = of_last = self._visibility(x_BLD, start, real_BS, documents_BL, prefix, bias_BHLS)
         if columns_BM is not None:
-            of_last = self._visibility_of(columns_BM, end, real_BS, documents_BL, prefix)
+            of_last = self._visibility_of(columns_BM, end, real_BS, documents_BL, prefix, bias_BHLS)
         turns = None if self.rotary is None else self.rotary(torch.arange(start, end, device=x_BLD.device))
         recompute = self.recompute and self.training and torch.is_grad_enabled() and caches is None
         if recompute:  # masks that all layers share are made outside of what is computed again
@@ -103,15 +107,18 @@ class Stack(nn.Module):
         return cast(Block, self.blocks[-1])
 
     def _visibility(
-        self, x_BLD: Tensor, start: int, real_BS: Tensor | None, documents_BL: Tensor | None, prefix: int
+        self,
+        x_BLD: Tensor,
+        start: int,
+        real_BS: Tensor | None,
+        documents_BL: Tensor | None,
+        prefix: int,
+        bias_BHLS: Tensor | None,
     ) -> Visibility:
         new, device, window = x_BLD.shape[1], x_BLD.device, self.config.window
         causal = self.causal and new > 1  # the newest column sees all of the past anyway
-        bias_BHLS = None
-        if self.bias is not None:
-            key_S = torch.arange(start + new, device=device)
-            bias_BHLS = self.bias(key_S[start:], key_S)
-        elif causal and not start and not prefix and window is None and real_BS is None and documents_BL is None:
+        nothing_else = window is None and real_BS is None and documents_BL is None and bias_BHLS is None
+        if causal and not start and not prefix and nothing_else:
             return Visibility(causal=True)
         way = None if documents_BL is None else self._packing(x_BLD, new)
         if documents_BL is not None and way == "apart" and not prefix and not start:
@@ -139,14 +146,17 @@ class Stack(nn.Module):
         return Visibility(allowed_BHLS, bias_BHLS)
 
     def _visibility_of(
-        self, columns_BM: Tensor, keys: int, real_BS: Tensor | None, documents_BL: Tensor | None, prefix: int
+        self,
+        columns_BM: Tensor,
+        keys: int,
+        real_BS: Tensor | None,
+        documents_BL: Tensor | None,
+        prefix: int,
+        bias_BHLS: Tensor | None,
     ) -> Visibility:
         """The same of single columns: always a mask, which is small where they are few."""
         device = columns_BM.device
-        bias_BHMS = None
-        if self.bias is not None:
-            column_L = torch.arange(keys, device=device)
-            bias_BHMS = self.bias(column_L, column_L)[0, :, columns_BM].transpose(0, 1)
+        bias_BHMS = None if bias_BHLS is None else bias_BHLS[0, :, columns_BM].transpose(0, 1)
         documents = None if documents_BL is None else (documents_BL.gather(1, columns_BM), documents_BL)
         allowed_BHMS = may_see(
             columns_BM,
