@@ -52,13 +52,24 @@ class Telling(pl.Callback):
         self._bar: tqdm[Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The curve so far and what it cost."""
-        return {"rows": self.rows, "counts": self.counts, "seconds": self.seconds, "mark": self._mark}
+        """The curve so far, what it cost, and on what: one that goes on from its last step does not start again."""
+        return {
+            "rows": self.rows,
+            "counts": self.counts,
+            "seconds": self.seconds,
+            "mark": self._mark,
+            "peak": self.peak,
+            "precision": self.precision,
+            "on_gpu": self.on_gpu,
+            "devices": self.devices,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes them up again."""
         self.rows, self.counts = list(state_dict["rows"]), dict(state_dict["counts"])
         self.seconds, self._mark = state_dict["seconds"], state_dict["mark"]
+        self.peak, self.precision = state_dict["peak"], state_dict["precision"]
+        self.on_gpu, self.devices = state_dict["on_gpu"], state_dict["devices"]
 
     def validated(self, step: int) -> bool:
         """Whether the weights after `step` have been validated."""

@@ -141,7 +141,16 @@ def run_training(
         model.eval()
         run.log_text(sample(), "samples.txt")
         run.log_artifact(job.output / "curve.csv")
-    shutil.rmtree(job.checkpoints, ignore_errors=True)
+    _forget(job.checkpoints)
+
+
+def _forget(checkpoints: Path) -> None:
+    """Removes them, for a rerun all at once: killed in between, it would go on from what is left of them."""
+    removed = checkpoints.with_name(f"{checkpoints.name}.removed")
+    shutil.rmtree(removed, ignore_errors=True)
+    with suppress(FileNotFoundError):
+        checkpoints.rename(removed)
+    shutil.rmtree(removed, ignore_errors=True)
 
 
 def _peak_memory() -> int:

@@ -164,4 +164,4 @@ def assert_same_result(got: Path, expected: Path) -> None:
     for values in told:
         for name in (*TIMED, "seconds", "peak_flops", "peak_memory", "resumed_from", "mlflow_run_id"):
             del values[name]
-    assert told[0] == told[1]
+    assert told[0] == told[1], told

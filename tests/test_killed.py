@@ -80,6 +80,18 @@ def test_killed_at_random_moments_it_learns_the_same_to_the_bit(case: str, tmp_p
     assert read_json(whole / "models" / output / "training.json")["weights"] in ("raw", "ema", "mean")
 
 
+def test_killed_after_its_last_step_it_tells_the_same_of_itself(tmp_path: Path) -> None:
+    settings = {"finetune": STATEFUL, "task": SHORT}
+    whole, root = workspace(tmp_path / "whole", **settings), workspace(tmp_path / "killed", **settings)
+    finish(whole, SCRATCH)
+    with running(root, SCRATCH) as process:
+        while not list((root / ".pipeline/checkpoints").glob(f"*/step-*{SHORT['steps']}.ckpt")):
+            assert process.poll() is None, (root / "log.txt").read_text()
+        os.killpg(process.pid, signal.SIGKILL)
+    assert f"going on from step {SHORT['steps']}" in finish(root, SCRATCH)
+    assert_same_result(root / "models/translation-scratch", whole / "models/translation-scratch")
+
+
 def test_killed_while_it_writes_a_checkpoint_it_uses_the_one_before(tmp_path: Path) -> None:
     settings = {"finetune": STATEFUL | {"checkpoint_every": 1}, "task": SHORT}
     whole, root = workspace(tmp_path / "whole", **settings), workspace(tmp_path / "killed", **settings)
