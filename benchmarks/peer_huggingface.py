@@ -206,6 +206,7 @@ def train(model: nn.Module, work: Work, clock: Clock, **arguments: Any) -> None:
             learning_rate=work.learning_rate,
             seed=work.seed,
             use_cpu=True,
+            bf16=work.bf16,
             logging_strategy="no" if clock.losses is None else "steps",
             logging_steps=1,
             save_strategy="no",

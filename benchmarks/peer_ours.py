@@ -45,15 +45,16 @@ NEVER = 10**9  # steps
 _PRESETS = {"decoder": "llama-style", "masked": "bert-base", "pairs": "vaswani-base"}
 
 
-def config(work: Work) -> TransformerConfig:
-    """The architecture that the peers of this work have, too."""
+def config(work: Work, parts: str = "") -> TransformerConfig:
+    """The architecture that the peers of this work have, too; `parts`: of another preset than the work's own."""
+    parts = parts or _PRESETS[work.kind]
     return preset(
-        _PRESETS[work.kind],
+        parts,
         vocab_size=work.vocab_size,
         d_model=work.d_model,
         heads=work.heads,
         key_value_heads=work.heads,
-        d_ff=work.gated_d_ff if work.kind == "decoder" else work.d_ff,
+        d_ff=work.gated_d_ff if parts == "llama-style" else work.d_ff,
         encoder_layers=0 if work.kind == "decoder" else work.layers,
         decoder_layers=0 if work.kind == "masked" else work.layers,
         max_length=work.length,
@@ -62,9 +63,9 @@ def config(work: Work) -> TransformerConfig:
     )
 
 
-def make(work: Work) -> nn.Module:
+def make(work: Work, parts: str = "") -> nn.Module:
     """Our model."""
-    return new_model(config(work), work.seed)
+    return new_model(config(work, parts), work.seed)
 
 
 def _write_store(folder: Path, texts: Sequence[Ids], work: Work) -> TokenStore:
@@ -119,14 +120,16 @@ def recipe(work: Work, steps: int) -> Recipe:
     )
 
 
-def trainer(folder: Path, steps: int, tell_every: int, also: list[pl.Callback]) -> pl.Trainer:
+def trainer(
+    folder: Path, steps: int, tell_every: int, also: list[pl.Callback], precision: str = "32-true", width: int = 0
+) -> pl.Trainer:
     """The trainer of stages/training.py with its callbacks; nothing is saved or validated in so few steps."""
     hardware = Hardware(
         accelerator="cpu",
         devices=1,
         num_nodes=1,
         strategy="auto",
-        precision="32-true",
+        precision=precision,
         compile=False,
         threads=torch.get_num_threads(),
     )
@@ -139,7 +142,7 @@ def trainer(folder: Path, steps: int, tell_every: int, also: list[pl.Callback]) 
     with patch("lightning_modules.trainer.keep_memory"):  # the clock says when
         return build_trainer(
             hardware,
-            choose(hardware, width=0, same_shapes=False),
+            choose(hardware, width, same_shapes=False),
             steps=steps,
             accumulate=1,
             validate_every=NEVER,
@@ -148,13 +151,14 @@ def trainer(folder: Path, steps: int, tell_every: int, also: list[pl.Callback]) 
         )
 
 
-def train(model: nn.Module, work: Work, clock: Clock, packing: str = "best_fit") -> None:
-    """As the stages do."""
+def train(model: nn.Module, work: Work, clock: Clock, packing: str = "best_fit", precision: str = "") -> None:
+    """As the stages do; in the work's precision where none is told."""
+    precision = precision or ("bf16-mixed" if work.bf16 else "32-true")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         module = TransformerModule(model, recipe(work, clock.total))  # type: ignore[arg-type]
         batches = split(work, folder, packing)
-        fit = trainer(folder / "checkpoints", clock.total, NEVER, [_Ticks(work, clock)])
+        fit = trainer(folder / "checkpoints", clock.total, NEVER, [_Ticks(work, clock)], precision, work.d_model)
         fit.fit(module, TextDataModule(batches, batches))
 
 
@@ -167,13 +171,14 @@ def train_bare(model: nn.Module, work: Work, clock: Clock) -> None:
         for number in range(clock.total):
             batch = batches.training_batch(number, 0, 1)
             clock.batch(real_tokens(batch, work))
-            loss = bare_step(model, batch, optimizer)
+            loss = bare_step(model, batch, optimizer, work.bf16)
             clock.tick(loss)
 
 
-def bare_step(model: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer) -> Tensor:
+def bare_step(model: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, bf16: bool = False) -> Tensor:
     """One optimiser step; returns the loss in nats per target."""
-    nats, _ = batch_loss(model, batch, label_smoothing=0.0)  # type: ignore[arg-type]
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        nats, _ = batch_loss(model, batch, label_smoothing=0.0)  # type: ignore[arg-type]
     loss = nats / batch.targets
     loss.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_CLIP)
@@ -194,4 +199,7 @@ def length_batches(work: Work) -> Iterator[tuple[Batch, int]]:
 
 OURS = Contestant("ours", make, train)
 OURS_JOINED = Contestant("ours, rows joined as theirs", make, partial(train, packing="joined"))
+# Learned positions, GELU and LayerNorm: fewer passes over memory than rotary positions, gates and RMSNorm.
+OURS_GPT = Contestant("ours with GPT-2's parts", partial(make, parts="gpt2"), train)
+OURS_BY_HARDWARE = Contestant("ours, precision by hardware", make, partial(train, precision="auto"))
 OURS_BARE = Contestant("ours, bare loop", make, train_bare)

@@ -27,7 +27,7 @@ ZIPF_EXPONENT = 1.1
 
 @dataclass(frozen=True)
 class Work:
-    """What everyone does. No dropout, no label smoothing, fp32, AdamW, gradients clipped to norm 1."""
+    """What everyone does. No dropout, no label smoothing, fp32 or bf16, AdamW, gradients clipped to norm 1."""
 
     kind: str  # decoder: causal language model; masked: BERT's; pairs: encoder–decoder
     layers: int  # of each stack
@@ -44,6 +44,7 @@ class Work:
     tokens: int = 2**18  # of the data
     learning_rate: float = 1e-3
     seed: int = 1
+    bf16: bool = False  # autocast for everyone, rather than fp32
 
 
 WORKS = {
@@ -154,7 +155,8 @@ def plain_loop(
     model.train()
     for _, (batch, tokens) in zip(range(clock.total), batches, strict=False):
         clock.batch(tokens)
-        loss = loss_of(batch)
+        with torch.autocast("cpu", torch.bfloat16, enabled=work.bf16):
+            loss = loss_of(batch)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_CLIP)
         optimizer.step()

@@ -3,7 +3,7 @@
 Some six minutes each. Every contestant trains in a process of its own, first with the C allocator as it is, then with
 memory kept (lightning_modules/allocator.py), and they take turns, A B C A B C …: a busy moment meets all.
 Ratios are of runs of the same round, the table gives their medians. `peer_tools.WORKS` says what the work is: same
-batches in tokens, parameters within 2 %, AdamW, fp32, as many threads.
+batches in tokens, parameters within 2 %, AdamW, fp32 or (`--bf16`) autocast for all, as many threads.
 
 Peers need `pip install accelerate x-transformers` beside this project's packages; those that are missing are skipped.
 """
@@ -22,21 +22,23 @@ from benchmarks.peer_tools import WORKS, Clock, Contestant, Work, parameters
 
 ROUNDS, THREADS = 3, 2
 JOEYNMT = "peer_joeynmt.JOEYNMT"
+# Ours with GPT-2's parts, and the peers that have these: the same arithmetic, where Llama's parts have more of it.
+GPT_CLASS = ("peer_ours.OURS_GPT", "peer_huggingface.GPT2", "peer_torch.NANOGPT", "peer_torch.TORCH_DECODER")
 _OURS = ("peer_ours.OURS", "peer_ours.OURS_BARE")
 # In modules that import what they need, so that only a contestant's own process does. Ours is what all are divided by.
 ENTRIES = {
     "decoder": (
         *_OURS,
         "peer_ours.OURS_JOINED",
+        "peer_ours.OURS_BY_HARDWARE",
         "peer_huggingface.LLAMA",
-        "peer_huggingface.GPT2",
-        "peer_torch.NANOGPT",
-        "peer_torch.TORCH_DECODER",
+        *GPT_CLASS,
         "peer_torch.X_DECODER",
     ),
     "masked": (
         *_OURS,
         "peer_ours.OURS_JOINED",
+        "peer_ours.OURS_BY_HARDWARE",
         "peer_huggingface.BERT",
         "peer_huggingface.MODERNBERT",
         "peer_huggingface.MODERNBERT_PLAIN",
@@ -73,10 +75,10 @@ def measure(entry: str, work: Work, threads: int) -> dict[str, Any]:
     return {"name": runner.name, "parameters": parameters(model), "rates": clock.tokens_per_second()}
 
 
-def run(entry: str, kind: str, number: int, threads: int, python: str) -> dict[str, Any]:
+def run(entry: str, kind: str, number: int, threads: int, bf16: bool, python: str) -> dict[str, Any]:
     """The same from a process of its own. Raises CalledProcessError, its stderr shown, where it fails."""
     command = [python, "-m", "benchmarks.peers", kind, "--one", entry, "--round", str(number)]
-    command += ["--threads", str(threads)]
+    command += ["--threads", str(threads), *(["--bf16"] if bf16 else [])]
     done = subprocess.run(command, capture_output=True, text=True)  # noqa: S603
     if done.returncode:
         print(done.stderr, file=sys.stderr)
@@ -106,7 +108,7 @@ def present(entries: tuple[str, ...], joeynmt_python: str | None) -> list[str]:
 
 
 def table(names: dict[str, str], sizes: dict[str, int], rates: Rates) -> str:
-    """Medians of tokens/s, and of ours ÷ theirs: both as they are, both with memory kept, each as it comes."""
+    """Medians of tokens/s, and of the first ÷ theirs: both as they are, both with memory kept, each as it comes."""
     lines = [
         f"{'':36}{'million':>9}{'tokens/s':>10}{'memory':>9}{'ours ÷ it:':>12}{'both':>7}{'each by its':>13}",
         f"{'':36}{'params':>9}{'as it is':>10}{'kept':>9}{'both as is':>12}{'kept':>7}{'defaults':>13}",
@@ -130,12 +132,15 @@ def main() -> None:
     parser.add_argument("kind", choices=ENTRIES)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--threads", type=int, default=THREADS)
+    parser.add_argument("--bf16", action="store_true", help="autocast for all, on CPUs that have matrix units for it")
     parser.add_argument("--only", nargs="+", default=[], help="words in the names of entries: ours and these")
     parser.add_argument("--joeynmt-python", help="interpreter of an environment that has JoeyNMT")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--round", type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    work = replace(WORKS[arguments.kind], seed=1 + arguments.round)
+    if arguments.bf16 and arguments.kind == "pairs":
+        parser.error("pairs are trained in fp32: JoeyNMT has no bf16 on CPUs")
+    work = replace(WORKS[arguments.kind], seed=1 + arguments.round, bf16=arguments.bf16)
     if arguments.one:
         print(json.dumps(measure(arguments.one, work, arguments.threads)))
         return
@@ -143,19 +148,24 @@ def main() -> None:
     wanted = [word.lower() for word in arguments.only]
     if wanted:
         entries = [e for e in entries if e.startswith("peer_ours") or any(word in e.lower() for word in wanted)]
+    if arguments.bf16:  # where the hardware's choice is the work's own
+        entries = [e for e in entries if e != "peer_ours.OURS_BY_HARDWARE"]
     names: dict[str, str] = {}
     sizes: dict[str, int] = {}
     rates: Rates = {entry: [] for entry in entries}
     for number in range(arguments.rounds):
         for entry in entries:
             python = arguments.joeynmt_python if entry == JOEYNMT else sys.executable
-            found = run(entry, arguments.kind, number, arguments.threads, python)
+            found = run(entry, arguments.kind, number, arguments.threads, arguments.bf16, python)
             names[entry], sizes[entry] = found["name"], found["parameters"]
             as_is, kept = found["rates"]
             rates[entry].append((as_is, kept))
             print(f"round {number + 1}: {names[entry]}: {as_is:,.0f}, memory kept {kept:,.0f} tokens/s", flush=True)
     print(f"\n{work}\n{arguments.rounds} rounds, {arguments.threads} threads\n")
     print(table(names, sizes, rates))
+    if same_parts := {entry: rates[entry] for entry in GPT_CLASS if entry in rates}:
+        print("\nwith the same parts\n")
+        print(table(names, sizes, same_parts))
 
 
 if __name__ == "__main__":
