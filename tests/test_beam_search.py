@@ -21,7 +21,7 @@ def searched(ours: Any, texts: list[list[int]], **options: Any) -> list[list[Tex
 def assert_same(found: list[list[Text]], expected: list[list[Text]]) -> None:
     for ours, theirs in zip(found, expected, strict=True):
         assert [ids for ids, _ in ours] == [ids for ids, _ in theirs]
-        assert [score for _, score in ours] == pytest.approx([score for _, score in theirs], abs=1e-4)
+        assert [score for _, score in ours] == pytest.approx([score for _, score in theirs], rel=1e-5, abs=1e-4)
 
 
 @pytest.mark.parametrize("shape", ["encoder-decoder", "decoder, learned", "decoder, alibi"])
