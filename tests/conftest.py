@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: workers side by side have about a core each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+if platform.machine() in ("x86_64", "AMD64"):  # before ctranslate2 is: see interop.ctranslate2 on overflow
+    os.environ.setdefault("CT2_USE_MKL", "1")
 
 import dvc  # noqa: F401 - its log keeps the stream that it finds at import: not one of a single test
 import pytest

@@ -44,7 +44,7 @@ def test_five_hundred_sentences_come_out_as_from_hugging_face(family: str, chang
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_it_is_the_plain_loop_for_each_row_alone(shape: str) -> None:
-    ours, texts = lively(**SHAPES[shape]), sources(30)
+    ours, texts = lively(**SHAPES[shape]).double(), sources(30)
     written = batched(texts, ours)
     assert written == [one_by_one_without_cache(ours, text) for text in texts]
     assert len({tuple(row) for row in written}) > 10
@@ -52,7 +52,7 @@ def test_it_is_the_plain_loop_for_each_row_alone(shape: str) -> None:
 
 @pytest.mark.parametrize("shape", ["encoder-decoder", "decoder, learned", "decoder, like Llama"])
 def test_the_company_in_a_batch_changes_nothing(shape: str) -> None:
-    ours, texts = lively(**SHAPES[shape]), sources(60)
+    ours, texts = lively(**SHAPES[shape]).double(), sources(60)
     together = batched(texts, ours)
     assert len(set(map(len, together))) > 5  # rows leave the batch at different times
     backwards = list(reversed(batched(list(reversed(texts)), ours)))
@@ -62,7 +62,7 @@ def test_the_company_in_a_batch_changes_nothing(shape: str) -> None:
 
 @pytest.mark.parametrize("shape", ["encoder-decoder", "decoder, learned", "decoder, prefix", "decoder, relative"])
 def test_writing_goes_on_from_another_token(shape: str) -> None:
-    ours, texts = lively(**SHAPES[shape]), sources(20)
+    ours, texts = lively(**SHAPES[shape]).double(), sources(20)
     written = batched(texts, ours, first=300)
     assert written == [one_by_one_without_cache(ours, text, first=300) for text in texts]
     assert written != batched(texts, ours)
@@ -70,7 +70,7 @@ def test_writing_goes_on_from_another_token(shape: str) -> None:
 
 @pytest.mark.parametrize("shape", ["decoder, learned", "decoder, alibi", "decoder, prefix"])
 def test_a_decoder_can_write_from_nothing(shape: str) -> None:
-    ours = lively(**SHAPES[shape])
+    ours = lively(**SHAPES[shape]).double()
     nothing = torch.zeros(3, 0, dtype=torch.long)
     for first in (None, 300):
         expected = one_by_one_without_cache(ours, [], first=first)
@@ -80,7 +80,7 @@ def test_a_decoder_can_write_from_nothing(shape: str) -> None:
 
 @pytest.mark.parametrize("shape", ["encoder-decoder", "decoder, rotary"])
 def test_no_more_tokens_than_allowed(shape: str) -> None:
-    ours, texts = lively(**SHAPES[shape]), sources(40)
+    ours, texts = lively(**SHAPES[shape]).double(), sources(40)
     full, three = batched(texts, ours), batched(texts, ours, most=3)
     assert three == [row[:3] for row in full]
     assert max(map(len, full)) == MOST
@@ -103,6 +103,6 @@ def test_learned_positions_end_what_is_written_and_others_do_not(architecture: s
 
 @pytest.mark.parametrize("shape", ["encoder-decoder, post-norm", "decoder, learned", "decoder, prefix"])
 def test_a_source_without_padding_needs_no_mask(shape: str) -> None:
-    ours, texts = lively(**SHAPES[shape]), [text[:4] for text in sources(30)]
+    ours, texts = lively(**SHAPES[shape]).double(), [text[:4] for text in sources(30)]
     source_BS = torch.tensor(texts)
     assert greedy(ours, source_BS, None, MOST) == greedy(ours, source_BS, source_BS != 0, MOST)
