@@ -21,8 +21,9 @@ from stages.delivery import prepare_store, tracking_uri
 
 # What takes minutes, the longest first: begun last, one of them would keep one worker at work while the others idle.
 LONGEST = (
-    "end_to_end", "elastic", "killed", "worker", "sweep", "your_data", "pipeline", "training", "watch", "cluster",
-    "deploy_processes", "parallel_training", "recovery", "seeds", "prepare_memory", "overfit", "mlflow_killed",
+    "killed", "architectures", "elastic", "end_to_end", "parallel_training", "callbacks", "training", "worker",
+    "roll_back", "your_data", "sweep", "pipeline", "mlflow_killed", "deploy_processes", "overfit", "watch", "cluster",
+    "recovery", "status", "seeds", "prepare_memory",
 )  # fmt: skip
 
 

@@ -96,10 +96,10 @@ def test_the_parts_of_a_step_add_up_to_its_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_peak_is_at_least_what_a_plain_product_reaches(dtype: torch.dtype) -> None:
+def test_the_peak_is_a_speed_that_a_processor_has(dtype: torch.dtype) -> None:
     peak = matmul_peak(torch.device("cpu"), dtype)
     assert np.isfinite(peak)
-    assert peak > 1e9
+    assert peak > 1e8  # bf16 without instructions for it reaches a gigaflop a second
 
 
 def test_the_bar_is_closed_when_a_training_fails(tmp_path: Path) -> None:
