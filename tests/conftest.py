@@ -11,7 +11,7 @@ from typing import Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: workers side by side have about a core each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-if platform.machine() in ("x86_64", "AMD64"):  # before ctranslate2 is imported: without VNNI, its default library overflows
+if platform.machine() in ("x86_64", "AMD64"):  # before ctranslate2 is imported: its default library needs VNNI
     os.environ.setdefault("CT2_USE_MKL", "1")
 
 import dvc  # noqa: F401 - its log keeps the stream that it finds at import: not one of a single test
