@@ -16,6 +16,7 @@ if platform.machine() in ("x86_64", "AMD64"):  # before ctranslate2 is imported:
 
 import dvc  # noqa: F401 - its log keeps the stream that it finds at import: not one of a single test
 import pytest
+from scheduling import pytest_handlecrashitem, pytest_xdist_make_scheduler  # noqa: F401 - what pytest-xdist asks for
 
 from stages.delivery import prepare_store, tracking_uri
 
