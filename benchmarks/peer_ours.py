@@ -26,6 +26,8 @@ from benchmarks.peer_tools import (
 from lightning_modules.batching import Batch
 from lightning_modules.callbacks import Checkpoints, StopOnSignal
 from lightning_modules.datamodule import Batches, TextDataModule
+from lightning_modules.flops import Shape, step_flops
+from lightning_modules.guards import StepGuard
 from lightning_modules.hardware import Hardware, choose
 from lightning_modules.loss import batch_loss
 from lightning_modules.model_folder import new_model
@@ -93,6 +95,14 @@ def real_tokens(batch: Batch, work: Work) -> int:
     return batch.targets if work.kind == "pairs" else work.rows * work.length - batch.padding
 
 
+def flops_per_token(work: Work, parts: str = "") -> float:
+    """Of a training step, as `step_flops` counts them; of rows alone. Of a masked model a share is predicted."""
+    tokens = work.rows * work.length
+    decodes = work.kind == "decoder"
+    source, target, predicted = (0, work.length, tokens) if decodes else (work.length, 0, int(tokens * MASKED_SHARE))
+    return step_flops(config(work, parts), Shape(work.rows, source, target, predicted)) / tokens
+
+
 class _Ticks(pl.Callback):
     def __init__(self, work: Work, clock: Clock) -> None:
         self.work, self.clock = work, clock
@@ -136,6 +146,7 @@ def trainer(
     callbacks = [
         Telling("benchmark", steps, tell_every, progress, None),
         Checkpoints(folder, every=NEVER, keep=1, average=0, patience=0),
+        StepGuard("benchmark", folder, "ignore", every=NEVER, keep=1, log=None),
         StopOnSignal(folder, keep=1),
         *also,
     ]

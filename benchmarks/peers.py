@@ -50,6 +50,7 @@ ENTRIES = {
         "peer_huggingface.MARIAN_GROUPED",
         "peer_huggingface.BART_PLAIN",
         "peer_torch.TORCH_PAIRS",
+        "peer_opennmt.OPENNMT",
         JOEYNMT,
     ),
 }
@@ -72,7 +73,20 @@ def measure(entry: str, work: Work, threads: int) -> dict[str, Any]:
     runner, clock = contestant(entry), Clock(work)
     model = runner.make(work)
     runner.train(model, work, clock)
-    return {"name": runner.name, "parameters": parameters(model), "rates": clock.tokens_per_second()}
+    rates = clock.tokens_per_second()
+    share = share_of_peak(work, max(rates)) if entry == "peer_ours.OURS" else None
+    return {"name": runner.name, "parameters": parameters(model), "rates": rates, "share": share}
+
+
+def share_of_peak(work: Work, rate: float) -> float | None:
+    """What `rate` tokens/s of our model take of a matrix product's FLOP/s, measured here and now; None of pairs."""
+    import torch
+
+    from benchmarks.peer_ours import flops_per_token
+    from lightning_modules.peak import matmul_peak
+
+    dtype = torch.bfloat16 if work.bf16 else torch.float32
+    return None if work.kind == "pairs" else rate * flops_per_token(work) / matmul_peak(torch.device("cpu"), dtype)
 
 
 def run(entry: str, kind: str, number: int, threads: int, bf16: bool, python: str) -> dict[str, Any]:
@@ -91,6 +105,7 @@ def present(entries: tuple[str, ...], joeynmt_python: str | None) -> list[str]:
     """Those whose packages are installed; says of the others how to get them."""
     missing = {
         "peer_huggingface": [] if importlib.util.find_spec("transformers") else ["transformers"],
+        "peer_opennmt": [] if importlib.util.find_spec("onmt") else ["--no-deps OpenNMT-py==3.0.4 (see its file)"],
         "peer_torch.X": [] if importlib.util.find_spec("x_transformers") else ["x-transformers"],
     }
     if not importlib.util.find_spec("accelerate"):
@@ -152,6 +167,7 @@ def main() -> None:
         entries = [e for e in entries if e != "peer_ours.OURS_BY_HARDWARE"]
     names: dict[str, str] = {}
     sizes: dict[str, int] = {}
+    shares: list[float] = []
     rates: Rates = {entry: [] for entry in entries}
     for number in range(arguments.rounds):
         for entry in entries:
@@ -160,9 +176,12 @@ def main() -> None:
             names[entry], sizes[entry] = found["name"], found["parameters"]
             as_is, kept = found["rates"]
             rates[entry].append((as_is, kept))
+            shares += [found["share"]] if found["share"] else []
             print(f"round {number + 1}: {names[entry]}: {as_is:,.0f}, memory kept {kept:,.0f} tokens/s", flush=True)
     print(f"\n{work}\n{arguments.rounds} rounds, {arguments.threads} threads\n")
     print(table(names, sizes, rates))
+    if shares:
+        print(f"\nours, the faster way: {statistics.median(shares):.2f} of the peak of a matrix product")
     if same_parts := {entry: rates[entry] for entry in GPT_CLASS if entry in rates}:
         print("\nwith the same parts\n")
         print(table(names, sizes, same_parts))
