@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lightning_modules.errors import PipelineError
-from stages.dialogues import last_turns
+from stages.dialogues import last_turns, plain_turns
 from stages.languages import language_of
 from stages.parallel import count
 from stages.params_data import Entry
@@ -31,6 +31,7 @@ from stages.text import cut, failed_filter, normalise, strip_html
 QUARANTINE = "quarantine.jsonl"
 _SURE = 0.5  # a text is in another language where that is more probable than all others together
 _COUNT_EVERY = 1000  # records between two reports of progress
+_WHOLE = ("translation",)  # what is written says all of the source: beside a part of it, it would say too much
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class FileCounts:
 
     read: int = 0
     cut: int = 0  # pieces that cutting added
-    trimmed: int = 0  # sources whose beginning was left out
+    trimmed: int = 0  # sources whose end, or of a dialogue the beginning, was left out
     quarantined: int = 0
     dropped: Counter[str] = field(default_factory=Counter)  # by the filter that did it
     lines_removed: Counter[str] = field(default_factory=Counter)  # by the rule that did it
@@ -126,12 +127,15 @@ class _Cleaner:
         """Passes what is usable of a record on. The filters judge what the model is to read."""
         job, fields = self._job, fields_of(self._job.purpose)
         raw = [row.values[name] for name in fields]
-        texts = [normalise(text if self._plain else strip_html(text)) for text in raw]
+        texts = [
+            normalise(text if self._plain else _without_html(name, text))
+            for name, text in zip(fields, raw, strict=True)
+        ]
         group = row.values[GROUP] or digest(*texts[: self._read])  # before masking, which is to move no record
         extras = [row.values.get(name, "") for name in _extras_of(job.purpose)]
         if self._limits.mask_personal:
             texts, extras = self._masked(texts, extras)
-        for piece in self._pieces(texts):
+        for piece in self._pieces(texts, extras):
             # What a reader leaves empty is meant; what cleaning emptied held nothing.
             emptied = any(before and not after for before, after in zip(raw, piece, strict=True))
             problem = "empty" if emptied else failed_filter("\n".join(piece[: self._read]), self._limits)
@@ -141,7 +145,7 @@ class _Cleaner:
                 piece[0] = f"{job.entry.tag}{piece[0]}"
                 keep((digest(*piece[: self._read]), group, job.entry.source, *piece, *extras))
 
-    def _pieces(self, texts: list[str]) -> Iterator[list[str]]:
+    def _pieces(self, texts: list[str], extras: list[str]) -> Iterator[list[str]]:
         """What is left of a record to be judged by `failed_filter`: one, but of a long pre-training text several."""
         most, purpose = self._limits.max_characters, self._job.purpose
         if purpose == PRETRAINING:
@@ -158,7 +162,23 @@ class _Cleaner:
         if TASKS[purpose].keep == "end" and len(texts[0]) > most:
             texts[0] = last_turns(texts[0], most)
             self.counts.trimmed += 1
+        elif TASKS[purpose].keep == "start" and purpose not in _WHOLE:
+            self._leave_end_out(texts, extras)
         yield texts
+
+    def _leave_end_out(self, texts: list[str], extras: list[str]) -> None:
+        """Cuts the last text of a source that is too long; not where an answer to be pointed at would go with it."""
+        last = self._read - 1
+        room = self._limits.max_characters - sum(len(text) + 1 for text in texts[:last])
+        if not 0 < room < len(texts[last]):
+            return
+        beginning = cut(texts[last][: room + 1], room)[0]
+        if TASKS[self._job.purpose].kind == "span":
+            start = _place(texts[-1], texts[last], extras)
+            if start < 0 or start + len(texts[-1]) > len(beginning):
+                return
+        texts[last] = beginning
+        self.counts.trimmed += 1
 
     def _filtered(self, text: str) -> str | None:
         """What language and rules of quality leave of a whole pre-training text; None: they drop it."""
@@ -181,21 +201,31 @@ class _Cleaner:
         return verdict.text
 
     def _masked(self, texts: list[str], extras: list[str]) -> tuple[list[str], list[str]]:
-        """Masks personal data. An answer that stands in its context becomes what stands there then."""
+        """Masks personal data. Answers that stand in their context become what stands there then."""
         fields, kinds = fields_of(self._job.purpose), self._limits.mask_personal
         masked = [Masked(text, kinds) for text in texts]
         clean = [one.text for one in masked]
-        if _extras_of(self._job.purpose) == ("answer_start",) and texts[fields.index("answer")]:
+        if _extras_of(self._job.purpose) == ("answer_start", "other_answers") and texts[fields.index("answer")]:
             context, answer = fields.index("context"), fields.index("answer")
-            start = int(extras[0] or -1)
-            if not texts[context].startswith(texts[answer], max(start, 0)) or start < 0:
-                start = texts[context].find(texts[answer])
+            start = _place(texts[answer], texts[context], extras)
             if start >= 0:
                 place, end = masked[context].place(start, start + len(texts[answer]))
-                clean[answer], extras = masked[context].text[place:end], [str(place) if extras[0] else ""]
+                clean[answer], extras[0] = masked[context].text[place:end], str(place) if extras[0] else ""
+            extras[1] = self._others_masked(extras[1], texts[context], masked[context])
         for one in masked:
             self.counts.masked += one.counts
         return clean, extras
+
+    def _others_masked(self, others: str, context: str, masked: Masked) -> str:
+        """The column `other_answers`: each as it stands at its first place in the masked context, or by itself."""
+        found = []
+        for other in json.loads(others) if others else ():
+            if (start := context.find(other)) >= 0:
+                place, end = masked.place(start, start + len(other))
+                found.append(masked.text[place:end])
+            else:
+                found.append(Masked(other, self._limits.mask_personal).text)
+        return json.dumps(found, ensure_ascii=False) if found else ""
 
     def _drop(self, name: str, piece: list[str], detail: str = "") -> None:
         self.counts.dropped[name] += 1
@@ -205,3 +235,13 @@ class _Cleaner:
         text = "\n".join(texts)
         if text:
             self.counts.samples.add(self._job.purpose, self._job.entry.source, name, digest(text), text, detail)
+
+
+def _without_html(field: str, text: str) -> str:
+    return plain_turns(text) if field == "history" else strip_html(text)
+
+
+def _place(answer: str, context: str, extras: list[str]) -> int:
+    """Where the data says that the answer stands, else its first place; -1: nowhere."""
+    start = int(extras[0]) if extras and extras[0] else -1
+    return start if start >= 0 and context.startswith(answer, start) else context.find(answer)

@@ -8,6 +8,7 @@ from typing import Any
 
 from stages.sources import unusable, value_at
 from stages.splits import digest
+from stages.text import strip_html
 
 
 def turns_of(values: Mapping[str, Any], column: str, text: str | None) -> list[str] | str:
@@ -40,6 +41,11 @@ def dialogue_rows(turns: Sequence[str], most: int) -> Iterator[dict[str, str]]:
 def one_line(text: str) -> str:
     """A turn as it stands in a history."""
     return " ".join(text.split())
+
+
+def plain_turns(history: str) -> str:
+    """A history without HTML, a turn a line as before: a browser knows no lines, and would show all turns as one."""
+    return "\n".join(one_line(strip_html(turn)) for turn in history.splitlines())
 
 
 def last_turns(history: str, most: int) -> str:

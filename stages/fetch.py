@@ -129,6 +129,8 @@ def sha256_of(path: Path) -> str:
 def _fetch_hub(source: HubSource, key: str, folder: Path, bar: "tqdm[Any]") -> None:
     try:
         rows = write_hub(source, folder, bar.update)
+    except StopIteration:  # what `datasets` says of a file that is empty
+        rows = 0
     except Exception as error:  # the hub's client raises dozens of unrelated classes
         first_line = (str(error).strip().splitlines() or [""])[0]
         what = f"{source.path}, split {source.split}, revision {source.revision}"

@@ -39,6 +39,7 @@ from stages.sources import (
 )
 from stages.splits import digest
 from stages.squad import squad_rows
+from stages.tasks import TASKS
 from stages.text import normalise, strip_html
 
 GROUP = "group"
@@ -149,34 +150,41 @@ def _pair(entry: Parallel | ParallelTexts, number: int, one: tuple[Path, bytes],
             return Bad(number, f"the line is empty in {file.as_posix()}")
     first = texts[0] if entry.source < entry.target else texts[1]
     group = digest(normalise(strip_html(first)))
-    if isinstance(entry, ParallelTexts):
-        return Row(number, {"text": "\n".join(texts), GROUP: group})
+    if isinstance(entry, ParallelTexts):  # HTML goes here, a line at a time: of both together it would make one
+        return Row(number, {"text": "\n".join(one_line(strip_html(text)) for text in texts), GROUP: group})
     return Row(number, {"source": texts[0], "target": texts[1], GROUP: group})
 
 
 def _table(entry: Table, file: Path) -> Iterator[Row | Bad]:
-    """`columns` names, for each of our fields, the file's column; `group` optionally that of the groups."""
+    """`columns` names, for each of our fields, the file's column; `group` optionally that of the groups.
+
+    An answer to be pointed at may be the empty text: there is none. Nothing else may be empty, the group neither.
+    """
+    pointing = (task.fields for task in TASKS.values() if task.kind == "span")
+    answer = next((fields[-1] for fields in pointing if set(fields) == set(entry.columns)), None)
     for row in read_rows(file, [*entry.columns.values(), *([entry.group] if entry.group else [])]):
-        yield row if isinstance(row, Bad) else _fields(row, entry)
+        yield row if isinstance(row, Bad) else _fields(row, entry, answer)
 
 
-def _fields(row: Row, entry: Table) -> Row | Bad:
+def _fields(row: Row, entry: Table, answer: str | None) -> Row | Bad:
     fields: dict[str, str] = {}
     try:
         for field, column in entry.columns.items():
             value = _as_text(field, value_at(row.values, column))
-            if problem := unusable(value):
+            if field == answer and isinstance(value, str) and not value.strip():
+                value = ""
+            elif problem := unusable(value):
                 return Bad(row.line, f"column {column!r} is {problem}")
             fields[field] = value
         group = value_at(row.values, entry.group) if entry.group else None
     except KeyError as error:
         return Bad(row.line, f"no column {error.args[0]!r}")
-    if group is None and entry.to:  # as of `_parallel`
-        first = min(entry.columns, key=entry.columns.__getitem__)
-        group = digest(normalise(strip_html(fields[first])))
     fields[GROUP] = "" if group is None else str(group).strip()
-    if problem := fields[GROUP] and unusable(fields[GROUP]):
+    if entry.group and (problem := unusable(fields[GROUP])):
         return Bad(row.line, f"column {entry.group!r} is {problem}")
+    if not entry.group and entry.to:  # as of `_parallel`
+        first = min(entry.columns, key=entry.columns.__getitem__)
+        fields[GROUP] = digest(normalise(strip_html(fields[first])))
     return Row(row.line, fields)
 
 
@@ -232,7 +240,7 @@ READERS: dict[str, Reader] = {
     "text": Reader(_text, TEXT_FORMATS),
     "table": Reader(_table, TABLE_FORMATS),
     "parallel": Reader(_parallel, TEXT_FORMATS),
-    "parallel_texts": Reader(_parallel, TEXT_FORMATS),
+    "parallel_texts": Reader(_parallel, TEXT_FORMATS, plain=True),
     "dialogues": Reader(_dialogues, TABLE_FORMATS),
     "squad": Reader(_squad, TABLE_FORMATS, plain=True),
     "botocore_documents": _embedded(lambda wheel, _: embedded.botocore_documents(wheel)),

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import shutil
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -28,7 +29,8 @@ TABLE_FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _BATCH = 64  # parquet rows decoded at a time
 _CHUNK = 1 << 20  # bytes read at a time
-_LONGEST_CELL = 1 << 27  # characters: a quotation mark that is never closed must not take all of the file
+_LONGEST_CELL = 1 << 24  # characters: what a quotation mark that is never closed takes is held, and read again
+_UNCLOSED = ": a quotation mark that opens here is not closed; the next line is read as a row"
 
 
 class Row(NamedTuple):
@@ -125,7 +127,7 @@ def read_rows(path: Path, columns: Sequence[str]) -> Iterator[Row | Bad]:
 
 
 def value_at(values: Any, name: str) -> Any:
-    """The value of column `name`, which may be a path into nested values. Raises KeyError where there is none."""
+    """The value of column `name`, which may be a path into nested values. Raises KeyError(name) where there is none."""
     if isinstance(values, dict) and name in values:
         return values[name]
     head, dot, rest = name.partition(".")
@@ -135,7 +137,10 @@ def value_at(values: Any, name: str) -> Any:
         inner = values[head]
     else:
         raise KeyError(name)
-    return value_at(inner, rest) if dot else inner
+    try:
+        return value_at(inner, rest) if dot else inner
+    except KeyError:
+        raise KeyError(name) from None
 
 
 def unusable(value: Any) -> str | None:
@@ -196,23 +201,38 @@ def _jsonl_rows(path: Path) -> Iterator[Row | Bad]:
 
 
 def _delimited_rows(path: Path, columns: Sequence[str]) -> Iterator[Row | Bad]:
-    """Csv as RFC 4180 has it, tsv without quoting, as corpora have it. The first line names the columns."""
+    """Csv as RFC 4180 has it, tsv without quoting, as corpora have it. The first line names the columns.
+
+    A quotation mark that is not closed makes one record of all lines to the next one, or to the file's end. The first
+    of them alone is bad then, and the others are read again, as rows of their own.
+    """
     csv.field_size_limit(_LONGEST_CELL)
+    kind = format_of(path)[1:]
     # Undecodable bytes become lone surrogates, so that they spoil only their own record.
-    lines = (line.decode(errors="surrogateescape") + "\n" for _, line in read_lines(path))
-    if format_of(path) == ".tsv":
-        reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
-    else:
-        reader = csv.reader(lines, strict=True)
+    unread = (line.decode(errors="surrogateescape") + "\n" for _, line in read_lines(path))
+    record, again, start = list[str](), deque[str](), 1
     header: list[str] | None = None
+
+    def lines() -> Iterator[str]:
+        while line := again.popleft() if again else next(unread, ""):
+            record.append(line)
+            yield line
+
+    reader = _delimited(lines(), kind)
     while True:
-        start = reader.line_num + 1
+        start += len(record)
+        record.clear()
         try:
             cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            yield Bad(start, f"not {format_of(path)[1:]} ({error})")
+            if header is None:
+                raise PipelineError(f"{path}: line {start}, which names the columns, is not {kind} ({error})") from None
+            yield Bad(start, f"not {kind} ({error}){_UNCLOSED if len(record) > 1 else ''}")
+            again.extendleft(reversed(record[1:]))
+            del record[1:]
+            reader = _delimited(lines(), kind)
             continue
         if header is None:
             header = cells
@@ -220,7 +240,14 @@ def _delimited_rows(path: Path, columns: Sequence[str]) -> Iterator[Row | Bad]:
         elif len(cells) == len(header):
             yield Row(start, dict(zip(header, cells, strict=True)))
         elif cells:
-            yield Bad(start, f"{len(cells)} cells, but {len(header)} columns")
+            where = f" (in lines {start} to {start + len(record) - 1})" if len(record) > 1 else ""
+            yield Bad(start, f"{len(cells)} cells, but {len(header)} columns{where}")
+
+
+def _delimited(lines: Iterator[str], kind: str) -> Iterator[list[str]]:
+    if kind == "tsv":
+        return csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
+    return csv.reader(lines, strict=True)
 
 
 def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[Row | Bad]:

@@ -1,7 +1,7 @@
 """Records sorted, freed of duplicates and split: an external merge sort, so that memory does not grow with the data.
 
 A record is (id, group, origin, fields …). Records gather in a `Runs`, which writes them as sorted files of some
-32 million characters; `write_splits` merges the files, keeps the first record of each id and writes the three splits.
+32 million characters; `write_splits` merges the files, keeps one record of each id and writes the three splits.
 Costs about 10 µs a record and, for a while, the disk space of the records uncompressed.
 """
 
@@ -11,6 +11,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 
 from lightning_modules.errors import PipelineError
 
-SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test")  # of records of one id that of the first of these stays
 KEYS = ("id", "group", "origin")
 ROW_GROUP = 4096  # records: what one worker reads at a time
 _RUN_CHARACTERS = 32_000_000
@@ -91,29 +92,41 @@ def write_splits(
 ) -> Kept:
     """Merges sorted runs into `folder`/{train,validation,test}.parquet, ordered by id, each id once.
 
-    Of records with the same id the first of the first run is kept.
+    Of records with the same id, which may be of groups in different splits, one of the split that comes first in SPLITS
+    is kept: more data may move a record towards training, but never from it to where it would be a test of what was
+    learned. Of several of that split the first of the first run is kept.
     """
     kept = Kept()
     folder.mkdir(parents=True)
     runs = _fewer(runs, folder / "merged", columns)
     writers = {split: _SplitWriter(folder / f"{split}.parquet", columns) for split in SPLITS}
-    last = ""
     try:
-        for record in heapq.merge(*map(_records_of, runs), key=itemgetter(0)):
-            identity, group, origin = record[:3]
-            if identity == last:
-                kept.duplicates[origin] += 1
-                continue
-            last = identity
-            split = split_of(group, validation_share, test_share)
+        for _, equals in groupby(heapq.merge(*map(_records_of, runs), key=itemgetter(0)), key=itemgetter(0)):
+            record, split = _one_of(equals, validation_share, test_share, kept.duplicates)
             writers[split].add(record)
-            kept.records[origin, split] += 1
-            kept.characters[origin] += sum(map(len, record[3:]))
+            kept.records[record[2], split] += 1
+            kept.characters[record[2]] += sum(map(len, record[3:]))
     finally:
         for writer in writers.values():
             writer.close()
     shutil.rmtree(folder / "merged", ignore_errors=True)
     return kept
+
+
+def _one_of(
+    equals: Iterator[Record], validation_share: float, test_share: float, duplicates: Counter[str]
+) -> tuple[Record, str]:
+    """The first record of the split that comes first, and that split; the other records are counted as duplicates."""
+    chosen = next(equals)
+    split = split_of(chosen[1], validation_share, test_share)
+    for record in equals:
+        other = split_of(record[1], validation_share, test_share)
+        if SPLITS.index(other) < SPLITS.index(split):
+            duplicates[chosen[2]] += 1
+            chosen, split = record, other
+        else:
+            duplicates[record[2]] += 1
+    return chosen, split
 
 
 def _fewer(runs: Sequence[Path], folder: Path, columns: Sequence[str]) -> Sequence[Path]:

@@ -110,3 +110,58 @@ def test_a_second_try_does_what_the_first_would_have_done(tmp_path: Path, left: 
     if left == "half a first run":
         (tmp_path / "job/00000.arrow").write_bytes(b"half")
     assert outcome(tmp_path / "job") == expected
+
+
+NUMBERS = range(40)
+SUMMARIES = {"source": "mine", "reader": "table", "columns": {"document": "long", "summary": "short"}}
+QUESTIONS = {"source": "mine", "reader": "table", "columns": {"question": "q", "context": "c", "answer": "a"}}
+
+
+def test_of_a_long_document_the_beginning_stays_and_that_is_counted(tmp_path: Path) -> None:
+    rows = [{"long": f"about {letters(n)}\nmore of it{' and on' * (n % 2) * 30}", "short": "so"} for n in NUMBERS]
+    write_jsonl(tmp_path / "raw/mine/a.jsonl", rows)
+    counts = run(tmp_path, {"summarization": [SUMMARIES]}, max_characters=50)["summarization"]["mine"]
+    found = {record["document"] for record in records(tmp_path, "summarization")}
+    whole = {row["long"] for row in rows}
+    assert {text for text in found if len(text) < 40} == {text for text in whole if len(text) <= 50}
+    for text in found - whole:
+        [of] = [one for one in whole if one.startswith(text)]
+        assert of[len(text)] == " "
+        assert 45 < len(text) <= 50
+    assert len(found) == len(whole) == 40
+    assert (counts["trimmed"], counts["dropped"]["max_characters"]) == (20, 0)
+
+
+@pytest.mark.parametrize("reader", ["squad", "table"])
+def test_a_context_is_cut_only_behind_its_answer(tmp_path: Path, reader: str) -> None:
+    """Wherever the data says that it stands, or where it stands first; no answer is none in a part, either."""
+    rows = list[dict[str, Any]]()
+    for n in NUMBERS:
+        answer, tail = f"word {letters(n)}", " and so on" * 9
+        for kind, context in (("near", f"Here is {answer},{tail}"), ("far", f"Here is{tail}, {answer}.")):
+            start = context.index(answer)
+            given = {"text": [answer], "answer_start": [start]} if reader == "squad" else answer
+            rows.append({"question": f"Which is {kind} {letters(n)}?", "context": context, "answers": given})
+    none: Any = {"text": [], "answer_start": []} if reader == "squad" else ""
+    rows.append({"question": "Who is it?", "context": "It is not told here. " * 9, "answers": none})
+    write_jsonl(tmp_path / "raw/mine/a.jsonl", rows)
+    columns = {"columns": {"question": "question", "context": "context", "answer": "answers"}}
+    entry = {"source": "mine", "reader": reader} | (columns if reader == "table" else {})
+    counts = run(tmp_path, {"question_answering": [entry]}, max_characters=90)["question_answering"]["mine"]
+    found = records(tmp_path, "question_answering")
+    assert {r["question"] for r in found} == {f"Which is near {letters(n)}?" for n in NUMBERS} | {"Who is it?"}
+    assert all(len(f"{r['question']}\n{r['context']}") <= 90 for r in found)
+    assert all(r["context"].find(r["answer"]) == (8 if r["answer"] else 0) for r in found)
+    assert {r["answer_start"] for r in found} == ({"8", ""} if reader == "squad" else {""})
+    assert (counts["trimmed"], counts["dropped"]["max_characters"]) == (41, 40)
+
+
+def test_a_long_source_of_a_translation_is_dropped_and_so_is_what_leaves_no_room(tmp_path: Path) -> None:
+    rows = [{"en": f"word {letters(n)} " * (1 + 9 * (n % 2)), "de": "Wort"} for n in NUMBERS]
+    write_jsonl(tmp_path / "raw/pairs/a.jsonl", rows)
+    counts = run(tmp_path, {"translation": [PAIRS]}, max_characters=40)["translation"]["pairs"]
+    assert (counts["trimmed"], counts["dropped"]["max_characters"]) == (0, 20)
+    asked = [{"q": f"What is {letters(n)}? " * (1 + 9 * (n % 2)), "c": "It is so.", "a": ""} for n in NUMBERS]
+    write_jsonl(tmp_path / "raw/mine/a.jsonl", asked)
+    counts = run(tmp_path, {"question_answering": [QUESTIONS]}, max_characters=40)["question_answering"]["mine"]
+    assert (counts["trimmed"], counts["dropped"]["max_characters"]) == (0, 20)

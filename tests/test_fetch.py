@@ -144,6 +144,19 @@ def test_a_hub_data_set_becomes_parquet(tmp_path: Path, monkeypatch: pytest.Monk
     assert pq.read_table(tmp_path / "raw" / "hub")["body"].to_pylist() == ["text 1", "text 2"]
 
 
+def test_a_hub_data_set_without_rows_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    source = repository_of(tmp_path, [{"body": "text"}])
+    fetch(sources(hub=source), "hub", tmp_path / "raw")
+    with pytest.raises(PipelineError, match=r"sources\.remote\.hub: cannot load .*split train\[:0\].*no data"):
+        fetch(sources(hub={**source, "split": "train[:0]"}), "hub", tmp_path / "raw")
+    (tmp_path / "repository" / "train.jsonl").unlink()
+    (tmp_path / "repository" / "train.csv").write_text("body\n")
+    with pytest.raises(PipelineError, match=r"sources\.remote\.hub: .*repository, split train has no rows"):
+        fetch(sources(hub=source), "hub", tmp_path / "raw")
+    assert pq.read_table(tmp_path / "raw" / "hub")["body"].to_pylist() == ["text"]
+
+
 def test_a_large_hub_data_set_becomes_several_files_in_its_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

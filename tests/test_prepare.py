@@ -131,9 +131,25 @@ def test_duplicates_go_by_the_source_side_before_the_split(tmp_path: Path) -> No
     of_split = records(tmp_path, "translation")
     sources = [record["source"] for split in SPLITS for record in of_split[split]]
     assert len(sources) == len(set(sources)) == 40
-    assert {record["target"] for split in SPLITS for record in of_split[split]} == {
-        f"Wort {letters(n)}" for n in range(40)
-    }  # the first of each
+    for split in SPLITS:
+        for record in of_split[split]:  # the first of the three whose split comes first
+            copies = [n for n in range(120) if record["source"] == f"word {letters(n % 40)}"]
+            first = min(copies, key=lambda n: SPLITS.index(split_of(f"g{n}", 0.25, 0.25)))
+            assert (record["target"], record["group"]) == (f"Wort {letters(first)}", f"g{first}")
+            assert split == split_of(f"g{first}", 0.25, 0.25)
+
+
+def test_a_file_that_sorts_earlier_moves_no_record_from_training_to_test(tmp_path: Path) -> None:
+    train, test = (next(g for g in map(str, range(99)) if split_of(g, 0.25, 0.25) == s) for s in ("train", "test"))
+    entry = {**TABLE, "group": "site"}
+    rows = [{"body": f"text {letters(n)}", "site": f"site {n}"} for n in range(30)]
+    write_jsonl(tmp_path / "raw/mine/b.jsonl", [*rows, {"body": "seen before", "site": train}])
+    run(tmp_path, {"pretraining": [entry]})
+    assert "seen before" in {record["text"] for record in records(tmp_path)["train"]}
+    write_jsonl(tmp_path / "raw/mine/a.jsonl", [{"body": "seen before", "site": test}])
+    report = run(tmp_path, {"pretraining": [entry]})
+    assert "seen before" in {record["text"] for record in records(tmp_path)["train"]}
+    assert report["pretraining"]["mine"]["duplicates"] == 1
 
 
 def test_a_group_is_in_one_split_for_every_purpose_and_stays_there_with_more_data(tmp_path: Path) -> None:

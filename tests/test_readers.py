@@ -162,3 +162,96 @@ def test_histories_and_labels_need_not_be_text(tmp_path: Path) -> None:
     assert {(r["text"], r["label"]) for r in records(tmp_path, "classification")} == {
         (f"yes {letters(n)}", "true" if n % 2 == 0 else "false") for n in NUMBERS
     }
+
+
+def test_turns_keep_their_lines_where_one_holds_html(tmp_path: Path) -> None:
+    """In conversations, and in tables with a history of lines or of a list."""
+    talk = [[f"Hi <b>{letters(n)}</b>!", "<p>So?</p><p>Tell  me</p>", "x < y &amp; z", "<br>", "Bye"] for n in NUMBERS]
+    write_jsonl(tmp_path / "raw/mine/a.jsonl", [{"messages": turns} for turns in talk])
+    told = [{"said": turns[:3] if n % 2 else "\n".join(turns[:3]), "so": "Yes."} for n, turns in enumerate(talk)]
+    write_jsonl(tmp_path / "raw/told/a.jsonl", told)
+    table = {"source": "told", "reader": "table", "columns": {"history": "said", "reply": "so"}}
+    for entry in (dialogues(history=5)["dialogue"][0], table):
+        run(tmp_path, {"dialogue": [entry]})
+        found = {r["history"] for r in records(tmp_path, "dialogue")}
+        assert found >= {f"Hi {letters(n)}!\nSo? Tell me\nx < y & z" for n in NUMBERS}
+    assert len(found) == 60
+
+
+def test_a_pair_of_lines_stays_two_lines_without_its_html(tmp_path: Path) -> None:
+    write_pairs(
+        tmp_path, [*ENGLISH, "<p>A <b>line</b></p>", "&lt;b&gt; is bold"], [*GERMAN, "<p>Eine</p><p>Zeile</p>", "fett"]
+    )
+    texts = {"source": "english", "target": "german", "reader": "parallel_texts"}
+    run(tmp_path, {"pretraining": [texts], "translation": [parallel()]})
+    found = {r["text"]: r["split"] for r in records(tmp_path, "pretraining")}
+    assert {"A line\nEine Zeile", "<b> is bold\nfett"} <= set(found)
+    for pair in records(tmp_path, "translation"):
+        assert found["\n".join(" ".join(pair[side].split()) for side in ("source", "target"))] == pair["split"]
+
+
+QUESTIONS = [
+    {"q": f"What is {letters(n)}?", "c": f"It is word {letters(n)}.", "a": f"word {letters(n)}"} for n in NUMBERS
+]
+ASKED = {"source": "mine", "reader": "table", "columns": {"question": "q", "context": "c", "answer": "a"}}
+
+
+def test_an_empty_answer_in_a_table_says_that_there_is_none(tmp_path: Path) -> None:
+    without = [{**QUESTIONS[n], "q": f"Who is {letters(n)}?", "a": " " * (n % 2)} for n in range(8)]
+    bad = [{**QUESTIONS[0], "a": None}, {**QUESTIONS[0], "q": ""}, {"q": "So?", "c": "It is."}]
+    write_jsonl(tmp_path / "raw/mine/a.jsonl", [*QUESTIONS, *without, *bad])
+    lines = ["q,c,a", "Where?,It is here.,here", "Whence?,It is here.,", 'Why?,It is here.,""']
+    write(tmp_path / "raw/mine/b.csv", "\n".join(lines) + "\n")
+    counts = run(tmp_path, {"question_answering": [ASKED]})["question_answering"]["mine"]
+    answers = {r["question"]: r["answer"] for r in records(tmp_path, "question_answering")}
+    none = {*(row["q"] for row in without), "Whence?", "Why?"}
+    assert {question for question, answer in answers.items() if not answer} == none
+    assert len(answers) == 60 + 8 + 3
+    assert counts["quarantined"] == 3
+    assert quarantine(tmp_path) == [
+        (69, "column 'a' is empty"),
+        (70, "column 'q' is empty"),
+        (71, "no column 'a'"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("task", "fields"), [("translation", ("source", "target")), ("classification", ("text", "label"))]
+)
+def test_other_tasks_need_what_they_write(tmp_path: Path, task: str, fields: tuple[str, str]) -> None:
+    rows = [dict(zip(fields, (f"word {letters(n)}", "yes"), strict=True)) for n in NUMBERS]
+    write_jsonl(tmp_path / "raw/mine/a.jsonl", [*rows, {fields[0]: "word", fields[1]: ""}])
+    run(tmp_path, {task: [{"source": "mine", "reader": "table", "columns": {name: name for name in fields}}]})
+    assert quarantine(tmp_path) == [(61, f"column {fields[1]!r} is empty")]
+
+
+def test_a_row_without_its_group_is_set_aside(tmp_path: Path) -> None:
+    lines = [f"word {letters(n)},{n % 20}" for n in NUMBERS]
+    write(tmp_path / "raw/mine/a.csv", "\n".join(["body,site", *lines, "lost,", "lost too, ", ""]))
+    rows = [{"body": "also lost", "site": None}, {"body": "lost as well"}, {"body": "found", "site": 0}]
+    write_jsonl(tmp_path / "raw/mine/b.jsonl", rows)
+    run(
+        tmp_path, {"pretraining": [{"source": "mine", "reader": "table", "columns": {"text": "body"}, "group": "site"}]}
+    )
+    empty = "column 'site' is empty"
+    assert quarantine(tmp_path) == [(62, empty), (63, empty), (1, empty), (2, "no column 'site'")]
+    assert {r["group"] for r in records(tmp_path, "pretraining")} == {str(n) for n in range(20)}
+
+
+def test_what_is_missing_of_a_nested_value_is_named_whole(tmp_path: Path) -> None:
+    rows: list[Any] = [{"translation": {"en": e, "de": d}} for e, d in zip(ENGLISH, GERMAN, strict=True)]
+    write_jsonl(tmp_path / "raw/mine/a.jsonl", [*rows, {"translation": {"de": "Wort"}}])
+    columns = {"source": "translation.en", "target": "translation.de"}
+    run(tmp_path, {"translation": [{"source": "mine", "reader": "table", "columns": columns}]})
+    assert quarantine(tmp_path) == [(61, "no column 'translation.en'")]
+
+
+def test_csv_that_is_not_utf8_costs_its_own_rows(tmp_path: Path) -> None:
+    lines = [f"word {letters(n)},{n}".encode() for n in NUMBERS]
+    write(tmp_path / "raw/mine/a.csv", "")
+    (tmp_path / "raw/mine/a.csv").write_bytes(
+        b"\n".join([b"body,n", *lines[:9], b"caf\xe9,1", b"fine,\xe9", *lines[9:]])
+    )
+    run(tmp_path, {"pretraining": [{"source": "mine", "reader": "table", "columns": {"text": "body"}}]})
+    assert quarantine(tmp_path) == [(11, "column 'body' is not UTF-8 (character 4)")]
+    assert len(records(tmp_path, "pretraining")) == 61

@@ -12,7 +12,7 @@ import pytest
 import zstandard
 
 from lightning_modules.errors import PipelineError
-from stages.sources import Bad, Row, files_in, format_of, read_lines, read_rows, value_at
+from stages.sources import Bad, Row, files_in, format_of, read_lines, read_rows, unusable, value_at
 
 ROWS = [{"body": "first, line", "lang": "en"}, {"body": 'zwei "Wörter"', "lang": "de"}]
 
@@ -113,6 +113,61 @@ def test_csv_fields_of_many_lines_and_bad_widths(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("opened", ['"never closed,0', 'x,"never closed'])
+@pytest.mark.parametrize("more", ["", 'a,"quoted, as it should be"\n', '"a ""word""",b\n"c\nd",e\n'])
+def test_an_unclosed_quote_costs_its_own_line_only(tmp_path: Path, opened: str, more: str) -> None:
+    path = tmp_path / "a.csv"
+    good = [f"row {n},{n}" for n in range(1000)]
+    path.write_text("\n".join(["body,n", *good[:1], opened, *good[1:], ""]) + more)
+    items = list(read_rows(path, ["body"]))
+    rows = [item for item in items if isinstance(item, Row)]
+    assert [row.values["body"] for row in rows[:1000]] == [f"row {n}" for n in range(1000)]
+    assert [row.line for row in rows[:1000]] == [2, *range(4, 1003)]
+    assert len(rows) == 1000 + more.count("\n") - more.count("c\nd")
+    [bad] = [item for item in items if isinstance(item, Bad)]
+    assert bad.line == 3
+    assert bad.reason.endswith("a quotation mark that opens here is not closed; the next line is read as a row")
+
+
+def test_every_unclosed_quote_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("body,n\n" + "".join(f'"open {n},0\nrow {n},{n}\n' for n in range(300)))
+    items = list(read_rows(path, ["body"]))
+    assert [item.line for item in items if isinstance(item, Bad)] == list(range(2, 602, 2))
+    assert [item.values["body"] for item in items if isinstance(item, Row)] == [f"row {n}" for n in range(300)]
+
+
+def test_a_cell_that_is_too_long_costs_its_own_line_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.sources._LONGEST_CELL", 100)
+    path = tmp_path / "a.csv"
+    path.write_text("body,n\n" + "x" * 101 + ",1\n" + '"open,2\n' + "".join(f"row {n},{n}\n" for n in range(50)))
+    items = list(read_rows(path, ["body"]))
+    assert [item.line for item in items if isinstance(item, Bad)] == [2, 3]
+    assert [item.values["body"] for item in items if isinstance(item, Row)] == [f"row {n}" for n in range(50)]
+
+
+def test_a_record_of_many_lines_with_too_few_cells_is_named_with_its_last_line(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('body,n\n"one\ntwo\nthree"\nfine,1\n')
+    assert list(read_rows(tmp_path / "a.csv", ["body"])) == [
+        Bad(2, "1 cells, but 2 columns (in lines 2 to 4)"),
+        Row(5, {"body": "fine", "n": "1"}),
+    ]
+
+
+def test_a_first_line_that_is_not_csv_is_no_row_with_names(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('"body,n\nfine,1\n')
+    with pytest.raises(PipelineError, match=r"a\.csv: line 1, which names the columns, is not csv \("):
+        list(read_rows(tmp_path / "a.csv", ["body"]))
+
+
+def test_csv_bytes_that_are_not_utf8_spoil_their_own_row_only(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b'body,n\none,1\n"caf\xe9",2\nthree,3\n')
+    one, bad, three = (row.values["body"] for row in read_rows(path, ["body"]) if isinstance(row, Row))
+    assert (one, three) == ("one", "three")
+    assert unusable(bad) == "not UTF-8 (character 4)"
+
+
 def test_a_quote_in_tsv_is_a_quote(tmp_path: Path) -> None:
     path = tmp_path / "a.tsv"
     path.write_text('body\tn\n"unclosed\t1\nnext\t2\n')
@@ -150,8 +205,9 @@ def test_names_with_dots_reach_into_nested_values() -> None:
     assert value_at(row, "answers.text.1") == "two"
     assert value_at(row, "a.b") == "flat"
     for missing in ("translation.de", "answers.text.2", "translation.en.x", "b"):
-        with pytest.raises(KeyError):
+        with pytest.raises(KeyError) as caught:
             value_at(row, missing)
+        assert caught.value.args == (missing,)
 
 
 def test_files_of_a_folder_in_order_without_hidden_ones(tmp_path: Path) -> None:

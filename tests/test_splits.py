@@ -1,11 +1,18 @@
-"""Merging sorted runs: more of them than a process may open files, with the result that a plain sort gives."""
+"""Merging sorted runs: more of them than a process may open files, as a plain sort would; more data moves nothing away
+from training.
+"""
 
 import resource
-from collections.abc import Iterator
+import tracemalloc
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stages.splits import SPLITS, Runs, digest, split_of, write_splits
 
@@ -40,3 +47,69 @@ def test_more_runs_than_open_files_are_merged_as_a_sort_would(tmp_path: Path, fe
         found = pq.read_table(tmp_path / "out" / f"{split}.parquet").to_pylist()
         assert [tuple(row.values()) for row in found] == expected
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(f"{split}.parquet" for split in SPLITS)
+
+
+def written(
+    files: Sequence[Sequence[tuple[str, str]]], folder: Path
+) -> tuple[dict[str, tuple[str, str]], Counter[str]]:
+    """Where each id of (id, group) ends up, with its group, and the duplicates by origin: the file's number."""
+    paths = list[Path]()
+    for number, rows in enumerate(files):
+        runs = Runs(folder / f"runs-{number}", COLUMNS)
+        for identity, group in rows:
+            runs.add((identity, group, str(number), "text"))
+        runs.flush()
+        paths += runs.paths
+    kept = write_splits(paths, folder / "out", COLUMNS, 0.3, 0.3)
+    tables = {split: pq.read_table(folder / "out" / f"{split}.parquet").to_pylist() for split in SPLITS}
+    places = {row["id"]: (split, row["group"]) for split, table in tables.items() for row in table}
+    assert len(places) == sum(map(len, tables.values())) == kept.records.total()
+    return places, kept.duplicates
+
+
+def group_in(split: str, number: int = 0) -> str:
+    return [name for name in map(str, range(99)) if split_of(name, 0.3, 0.3) == split][number]
+
+
+def test_of_equals_the_one_nearest_to_training_stays_of_those_the_first(tmp_path: Path) -> None:
+    train, test, validation = (group_in(split) for split in ("train", "test", "validation"))
+    files = [
+        [("a", test), ("b", validation), ("c", train)],
+        [("a", validation), ("b", test), ("c", group_in("train", 1))],
+        [("a", train), ("b", validation), ("c", test)],
+    ]
+    places, duplicates = written(files, tmp_path)
+    assert places == {"a": ("train", train), "b": ("validation", validation), "c": ("train", train)}
+    assert duplicates == {"0": 1, "1": 3, "2": 2}
+
+
+ROWS = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from([str(n) for n in range(12)])), max_size=6)
+
+
+@given(files=st.lists(st.tuples(st.booleans(), ROWS, ROWS), min_size=1, max_size=4))
+def test_more_data_moves_nothing_from_training_to_a_test(
+    files: list[tuple[bool, list[tuple[str, str]], list[tuple[str, str]]]],
+) -> None:
+    """Whole files come in between, and rows at the end of files that were there."""
+    with TemporaryDirectory() as one, TemporaryDirectory() as two:
+        before, _ = written([rows for there, rows, _ in files if there], Path(one))
+        after, duplicates = written([rows + more for _, rows, more in files], Path(two))
+    for identity, (split, _) in before.items():
+        assert SPLITS.index(after[identity][0]) <= SPLITS.index(split)
+    assert duplicates.total() + len(after) == sum(len(rows + more) for _, rows, more in files)
+
+
+def test_memory_does_not_grow_with_the_number_of_equals(tmp_path: Path) -> None:
+    runs, copies = Runs(tmp_path / "runs", COLUMNS), 6000
+    for number in range(copies):
+        runs.add(("same", str(number), "mine", f"{number} " * 500))
+        if number % 1000 == 999:
+            runs.flush()
+    tracemalloc.start()
+    try:
+        kept = write_splits(runs.paths, tmp_path / "out", COLUMNS, 0.3, 0.3)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept.duplicates["mine"] == copies - 1
+    assert peak < 6_000_000, "of 14 million characters"

@@ -6,6 +6,7 @@ from tiny import sentences, tokenizer
 
 from lightning_modules.windows import context_begin, covering, cut_windows, kept, tokens_before
 from stages.tasks import TASKS
+from stages.tokenize import place
 
 offsets_of = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3)), max_size=12).map(
     lambda steps: [
@@ -70,6 +71,24 @@ def test_the_context_begins_behind_its_mark_as_the_task_writes_it() -> None:
     source = TASKS["question_answering"].source_text(record)
     assert source[context_begin(source) :] == record["context"]
     assert context_begin("no mark here") == 0
+
+
+WORDS = st.lists(st.sampled_from(["context:", "context", ":", "it", "Context:", "question:"]), max_size=6).map(" ".join)
+
+
+@given(question=WORDS, context=WORDS, answer=st.integers(0, 40))
+def test_no_question_moves_the_place_where_the_context_begins(question: str, context: str, answer: int) -> None:
+    source = TASKS["question_answering"].source_text({"question": question, "context": context, "answer": ""})
+    begin = context_begin(source)
+    assert source[begin:] == context
+    assert source[:begin].split("question: ", 1)[1].replace(" ", "") == f"{question} context:".replace(" ", "")
+    start = min(answer, len(context))
+    offsets = [(n, n + 1) for n in range(len(source))]  # a character a token
+    said = context[start : start + 3]
+    if said:
+        assert place(source, said, str(start), offsets) == [begin, begin + start, begin + start + len(said) - 1]
+    if "context:" not in question:
+        assert source == f"question: {question} context: {context}"
 
 
 @given(ids=st.lists(st.integers(0, 9), max_size=9), longest=st.integers(1, 12))
