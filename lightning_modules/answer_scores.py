@@ -22,11 +22,15 @@ _TOKENS = 4096  # of sources and targets in a batch: bounds the scores over the 
 
 
 class Likelihoods(NamedTuple):
-    """Of N texts, each with its </s>: nats, tokens predicted, and UTF-8 bytes of the text that these spell."""
+    """Of N texts, each with its </s>: nats, tokens predicted, UTF-8 bytes of the text that these spell.
+
+    `unknown` of the tokens are <unk>: what the tokenizer does not know costs little then, however long it is.
+    """
 
     nats_N: npt.NDArray[np.float64]
     tokens_N: npt.NDArray[np.float64]
     bytes_N: npt.NDArray[np.float64]
+    unknown_N: npt.NDArray[np.float64]
 
 
 def confident_answers(answering: TextToText, texts: Sequence[str], done: Done) -> list[tuple[str, float]]:
@@ -50,7 +54,7 @@ def target_likelihoods(answering: TextToText, sources: Sequence[str], targets: S
 
     Targets are not cut to what the model was trained for, so that models with different tokenizers are measured on the
     same text: only where learned positions end, the text does too. exp(nats / tokens) is the perplexity, which depends
-    on the tokenizer; nats / (bytes · ln 2) are bits per byte, which do not.
+    on the tokenizer; nats / (bytes · ln 2) are bits per byte, which do not where no token is <unk>.
     """
     model, eos = answering.model, answering.model.config.eos_id
     assert isinstance(model, Decoder | EncoderDecoder)
@@ -73,7 +77,9 @@ def target_likelihoods(answering: TextToText, sources: Sequence[str], targets: S
         count = max(1, _TOKENS // lengths[order[0]])
         batch, order = order[:count], order[count:]
         nats[batch] = _nats(answering, [pairs[n] for n in batch]).double().cpu().numpy()
-    return Likelihoods(nats, np.array([float(len(target)) for _, target in pairs]), np.array(sizes, dtype=np.float64))
+    unknown = answering.tokenizer.get_vocab().get("<unk>", -1)
+    counts = ([len(target) for _, target in pairs], sizes, [ids.count(unknown) for ids in written])
+    return Likelihoods(nats, *(np.array(one, dtype=np.float64) for one in counts))
 
 
 @torch.inference_mode()

@@ -14,6 +14,7 @@ import numpy as np
 
 from lightning_modules.windows import context_begin
 from stages.bootstrap import Statistics, Totals, difference, scored
+from stages.metrics import Reference
 from stages.scores import score_groups
 
 BUCKETS = 4  # quarters of the records
@@ -45,7 +46,7 @@ def buckets(values: Sequence[int], most: int = BUCKETS) -> list[Bucket]:
 def score_by(
     values: Sequence[int | None],
     metric: str,
-    references: list[str],
+    references: Sequence[Reference],
     systems: dict[str, list[str]],
     samples: int,
     seed: int,
@@ -65,7 +66,7 @@ def score_by(
 
 
 def score_by_answer(
-    metric: str, references: list[str], systems: dict[str, list[str]], samples: int, seed: int
+    metric: str, references: Sequence[Reference], systems: dict[str, list[str]], samples: int, seed: int
 ) -> dict[str, dict[str, Any]]:
     """The score of questions with an answer, and of those whose reference is empty: {"answer", "no_answer":
     {"records", system: {"score", "low", "high"}}}. Nothing where all are of one kind."""
@@ -84,14 +85,17 @@ def source_words(sources: Sequence[str]) -> list[int]:
     return [len(source.split()) for source in sources]
 
 
-def words_before_answer(source: str, answer: str) -> int | None:
-    """Words of the context before the first place where the answer stands in it; None where it does not, or is empty.
+def words_before_answer(source: str, answer: str, start: str) -> int | None:
+    """Words of the context before the answer; None where it does not stand there, or is empty.
 
-    The question stands before the context, so this is how far the evidence is from it.
+    `start` is the answer's first character in the context, if the data says so; else its first place counts. The
+    question stands before the context, so this is how far the evidence is from it.
     """
     begin = context_begin(source)
-    place = source.find(answer, begin) if answer else -1
-    return None if place < 0 else len(source[begin:place].split())
+    place = begin + int(start) if start.isdecimal() else -1
+    if place < 0 or not source.startswith(answer, place):
+        place = source.find(answer, begin)
+    return len(source[begin:place].split()) if answer and place >= 0 else None
 
 
 def perplexity(total_K: Totals) -> float:

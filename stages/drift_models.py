@@ -89,7 +89,7 @@ def scores(params: Params, task: str, model: "TextToText", records: Sequence[Rec
     sources = [about.source_text(record) for record in records]
     with progress(total=len(sources), name=f"{task} champion", unit="text") as bar:
         answers = model.generate(sources, done=bar.update)
-    references = [about.target_text(record) for record in records]
+    references = list(map(about.references, records))
     chance = params.evaluate.bootstrap_samples, params.seed
     table = score_task(about.metrics, references, {"champion": answers}, *chance)["metrics"]
     return {"records": len(records)} | {metric: systems["champion"] for metric, systems in table.items()}

@@ -12,8 +12,8 @@ from typing import Any
 
 from lightning_modules.errors import PipelineError
 from stages.outputs import whole_file
-from stages.report_table import LESS_IS_BETTER, NAMES, Interval
-from stages.tasks import TASKS
+from stages.report_table import NAMES, Interval
+from stages.tasks import LESS_IS_BETTER, TASKS
 
 REPORT, PICTURE = Path("reports/drift.json"), Path("reports/drift.png")
 GROUPS = {"known": "#8a8f98", "new": "#0b6e8a"}  # and their colours

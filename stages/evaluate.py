@@ -1,14 +1,14 @@
 """Scores the pre-trained and the from-scratch model of a task, and a trivial baseline, on the same test records.
 
-Reads data/prepared/TASK/test.parquet and both models; writes reports/tasks/TASK: metrics.json with 95 % intervals and
-paired tests, analysis.json (what one score hides: stages/analysis.py), predictions.jsonl, curve.csv, attention.svg.
+Reads data/prepared/TASK (test.parquet; train.parquet for some baselines) and both models; writes reports/tasks/TASK:
+metrics.json with 95 % intervals and paired tests, analysis.json (what one score hides: stages/analysis.py),
+predictions.jsonl, curve.csv, attention.svg.
 Decoding takes the time: about 400 short texts a second on one core at demo size; likelihoods a fifth of it.
 """
 
 import argparse
 import csv
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_modules.allocator import keep_memory
 from lightning_modules.errors import PipelineError
+from stages.baselines import baseline
 from stages.console import progress, run_stage, stage_parser
 from stages.outputs import whole_directory
 from stages.params import Params, load_params
+from stages.report_table import unknown_words
 from stages.splits import read_split
 from stages.tasks import TASKS, Record, Task
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from lightning_modules.interop.ctranslate2_engine import CTranslate2Engine
     from lightning_modules.text_to_text import TextToText
+    from stages.metrics import Reference
 
 MAP_TOKENS = 40  # most tokens on a side of the attention map
 SYSTEMS = {"pretrained": "", "scratch": "-scratch"}  # name of a system → ending of its model's folder
@@ -40,8 +43,11 @@ class Texts:
 
     ids: list[str]
     sources: list[str]
-    references: list[str]
+    targets: list[str]
+    references: "list[Reference]"  # the target, or all texts that count as right
+    starts: list[str]  # the answer's first character in its context; "" where the data does not say
     baseline: list[str]
+    baseline_name: str
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,7 @@ class Answers:
     probabilities: list[float] | None
     likelihood_N3: "npt.NDArray[np.float64] | None"
     cut: int = 0  # sources longer than the model reads
+    unknown: float = 0.0  # share of the targets' tokens that stand for what the tokenizer does not know
 
 
 def evaluate(params: Params, task: str) -> None:
@@ -70,11 +77,12 @@ def evaluate(params: Params, task: str) -> None:
     keep_memory()
     about = TASKS[task]
     prepared = Path("data/prepared") / task
-    texts = _texts(about, read_split(prepared, "test", params.evaluate.max_records))
+    texts = _texts(about, read_split(prepared, "test", params.evaluate.max_records), prepared / "train.parquet")
     folders = {system: Path("models") / f"{task}{ending}" for system, ending in SYSTEMS.items()}
     settings = {"seed": params.seed, "evaluate": params.evaluate.model_dump(), "records": len(texts.ids)}
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with stage_run(f"evaluate@{task}", params=settings, inputs=[prepared / "test.parquet", *folders.values()]) as run:
+    inputs = [prepared / "test.parquet", prepared / "train.parquet", *folders.values()]
+    with stage_run(f"evaluate@{task}", params=settings, inputs=inputs) as run:
         found: dict[str, Answers] = {}
         for system, folder in folders.items():
             answering = TextToText.load(folder, device)
@@ -84,6 +92,7 @@ def evaluate(params: Params, task: str) -> None:
                 picture = _attention(answering, texts.sources)
         chance = params.evaluate.bootstrap_samples, params.seed
         summary, details = summarise(task, texts, found, *chance), analyse(task, texts, found, *chance)
+        summary["trainings"] = {system: _course(folder) for system, folder in folders.items()}
         with whole_directory(Path("reports/tasks") / task) as output:
             (output / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n")
             (output / "analysis.json").write_text(
@@ -97,13 +106,17 @@ def evaluate(params: Params, task: str) -> None:
             run.log_artifact(Path("reports/tasks") / task / name)
 
 
-def _texts(about: Task, records: Sequence[Record]) -> Texts:
-    references = [about.target_text(record) for record in records]
-    if about.baseline is None:  # no constant answer is right more often
-        baseline = [Counter(references).most_common(1)[0][0]] * len(records)
-    else:
-        baseline = [about.baseline(record) for record in records]
-    return Texts([r["id"] for r in records], [about.source_text(r) for r in records], references, baseline)
+def _texts(about: Task, records: Sequence[Record], train: Path) -> Texts:
+    name, answers = baseline(about, records, train)
+    return Texts(
+        ids=[record["id"] for record in records],
+        sources=list(map(about.source_text, records)),
+        targets=list(map(about.target_text, records)),
+        references=list(map(about.references, records)),
+        starts=[record.get("answer_start") or "" for record in records],
+        baseline=answers,
+        baseline_name=name,
+    )
 
 
 def _engine(params: Params, answering: "TextToText", folder: Path) -> "CTranslate2Engine | None":
@@ -126,7 +139,7 @@ def _answers(
     from lightning_modules.transformer.heads import SpanReader
     from lightning_modules.transformer.model import Decoder, EncoderDecoder
 
-    probabilities, likelihood_N3 = None, None
+    probabilities, likelihood_N3, unknown = None, None, 0.0
     if not isinstance(answering.model, SpanReader):  # which reads long sources in windows
         answering.source_ids(texts.sources)
     cut = answering.cut
@@ -138,11 +151,15 @@ def _answers(
         elif about.kind == "text":
             answers = answering.generate(texts.sources, done=bar.update)
         else:
-            found = confident_answers(answering, texts.sources, bar.update)
-            answers, probabilities = [answer for answer, _ in found], [probability for _, probability in found]
+            sure = confident_answers(answering, texts.sources, bar.update)
+            answers, probabilities = [answer for answer, _ in sure], [probability for _, probability in sure]
     if isinstance(answering.model, Decoder | EncoderDecoder):
-        likelihood_N3 = np.stack(target_likelihoods(answering, texts.sources, texts.references), axis=1)
-    return Answers(answers, probabilities, likelihood_N3, cut)
+        found = target_likelihoods(answering, texts.sources, texts.targets)
+        likelihood_N3 = np.stack([found.nats_N, found.tokens_N, found.bytes_N], axis=1)
+        unknown = float(found.unknown_N.sum() / found.tokens_N.sum())
+        if unknown:
+            print(f"{name}: {unknown_words(unknown)}", flush=True)
+    return Answers(answers, probabilities, likelihood_N3, cut, unknown)
 
 
 def summarise(task: str, texts: Texts, found: dict[str, Answers], samples: int, seed: int) -> Json:
@@ -151,7 +168,7 @@ def summarise(task: str, texts: Texts, found: dict[str, Answers], samples: int, 
 
     about = TASKS[task]
     systems = {"baseline": texts.baseline} | {system: answers.texts for system, answers in found.items()}
-    facts = {"task": task, "records": len(texts.ids), "primary": about.primary, "baseline_name": about.baseline_name}
+    facts = {"task": task, "records": len(texts.ids), "primary": about.primary, "baseline_name": texts.baseline_name}
     return facts | score_task(about.metrics, texts.references, systems, samples, seed)
 
 
@@ -175,19 +192,23 @@ def analyse(task: str, texts: Texts, found: dict[str, Answers], samples: int, se
         "by_length": score_by(source_words(texts.sources), about.primary, texts.references, systems, *chance),
     }
     if about.kind == "span":
-        distances = [words_before_answer(*pair) for pair in zip(texts.sources, texts.references, strict=True)]
+        places = zip(texts.sources, texts.targets, texts.starts, strict=True)
+        distances = [words_before_answer(*place) for place in places]
         details["by_evidence"] = score_by(distances, about.primary, texts.references, systems, *chance)
         details["by_answer"] = score_by_answer(about.primary, texts.references, systems, *chance)
     pretrained, scratch = (found[system].likelihood_N3 for system in SYSTEMS)
     if pretrained is not None and scratch is not None:
-        details["likelihood"] = likelihood(pretrained, scratch, *chance)
+        details |= {
+            "likelihood": likelihood(pretrained, scratch, *chance),
+            "unknown_share": found["pretrained"].unknown,
+        }
     judged = "accuracy" if about.kind == "class" else "exact_match"
     for system, answers in found.items():
         if answers.probabilities is not None:
             right = [score == 100 for score in record_scores(judged, texts.references, answers.texts)]
             details.setdefault("calibration", {})[system] = calibration(answers.probabilities, right)
     if about.kind == "class":
-        details["confusion"] = confusion(texts.references, systems["pretrained"])
+        details["confusion"] = confusion(texts.targets, systems["pretrained"])
     return details
 
 
@@ -214,13 +235,28 @@ def _attention(answering: "TextToText", sources: list[str]) -> str:
 
 
 def write_predictions(path: Path, texts: Texts, found: dict[str, Answers]) -> None:
-    """A line a record: id, source, target, and each system's answer under its name."""
+    """A line a record: id, source, target, and each system's answer under its name.
+
+    Where more texts than the target count as right, all are there as `references`.
+    """
     systems = {"baseline": texts.baseline} | {system: answers.texts for system, answers in found.items()}
     with path.open("w", encoding="utf-8") as file:
         for number, name in enumerate(texts.ids):
-            row = {"id": name, "source": texts.sources[number], "target": texts.references[number]}
+            row: Json = {"id": name, "source": texts.sources[number], "target": texts.targets[number]}
+            if isinstance(several := texts.references[number], list):
+                row["references"] = several
             row |= {system: answers[number] for system, answers in systems.items()}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _course(folder: Path) -> Json:
+    """Of which step the weights are that were kept, of how many, and their validation loss."""
+    path = folder / "training.json"
+    try:
+        training: Json = json.loads(path.read_text(encoding="utf-8"))
+        return {name: training[name] for name in ("steps", "best_step", "validation_loss")}
+    except (OSError, ValueError, KeyError) as error:
+        raise PipelineError(f"{path} is not what finetune writes ({error!r}): run finetune again") from error
 
 
 def _join_curves(folders: dict[str, Path], output: Path) -> None:

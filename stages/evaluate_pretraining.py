@@ -15,7 +15,7 @@ from stages.bootstrap import scored
 from stages.console import progress, run_stage, stage_parser
 from stages.outputs import whole_file
 from stages.params import Params, load_params
-from stages.report_table import NAMES
+from stages.report_table import NAMES, unknown_words
 
 BATCHES = 32
 MEASURES = ("perplexity", "bits_per_byte")
@@ -27,7 +27,8 @@ TOKENS, MODEL, REPORT = (
 
 
 def evaluate_pretraining(params: Params) -> dict[str, Any]:
-    """{"objective", "batches", "tokens", "perplexity", "bits_per_byte"}, the last two with intervals over batches.
+    """{"objective", "batches", "tokens", "unknown_share", "perplexity", "bits_per_byte"}: of <unk> in the predicted
+    tokens; the last two with intervals over batches.
 
     Only the objective where the model was not trained by it here (pretrain.steps: 0), or where the test split does not
     fill a row. Raises PipelineError where a stage before has not run.
@@ -48,7 +49,9 @@ def evaluate_pretraining(params: Params) -> dict[str, Any]:
     torch.set_num_threads(params.evaluate.threads)
     model = load_model(MODEL).eval()
     hide = {name: getattr(section, name) for name in ("corruption_rate", "mean_span_length", "whole_words")}
-    objective = make_objective(section.objective, **hide, tokenizer=load_tokenizer(MODEL))
+    tokenizer = load_tokenizer(MODEL)
+    objective = make_objective(section.objective, **hide, tokenizer=tokenizer)
+    unknown_id, unknown = tokenizer.get_vocab().get("<unk>", -1), 0
     shape = section.sequence_length, rows, BATCHES, params.seed, section.packing
     test, statistics = TextRows(store, model.config, objective, *shape), []
     assert test.bytes_per_target is not None
@@ -56,10 +59,13 @@ def evaluate_pretraining(params: Params) -> dict[str, Any]:
         for batch in progress(test.validation_batches(0, 1), total=test.validation_count, name="test", unit="batch"):
             nats, count = batch_loss(model, batch, 0.0)
             statistics.append((float(nats), float(count), float(count) * test.bytes_per_target))
+            unknown += int((batch.target_BT == unknown_id).sum())
     chance = np.array(statistics), params.evaluate.bootstrap_samples, params.seed
+    tokens = int(sum(count for _, count, _ in statistics))
     return found | {
         "batches": len(statistics),
-        "tokens": int(sum(count for _, count, _ in statistics)),
+        "tokens": tokens,
+        "unknown_share": unknown / tokens,
         "perplexity": scored(perplexity, *chance),
         "bits_per_byte": scored(bits_per_byte, *chance),
     }
@@ -78,6 +84,8 @@ def main(_: argparse.Namespace) -> None:
     for name in MEASURES:
         if name in found:
             print(f"pre-training, test split: {NAMES[name]} {found[name]['score']:.2f}")
+    if share := found.get("unknown_share"):
+        print(f"pre-training, test split: {unknown_words(share)}")
 
 
 if __name__ == "__main__":

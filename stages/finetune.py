@@ -64,6 +64,7 @@ def finetune(params: Params, task: str, from_scratch: bool) -> None:
         cut=train.cut,
         same_shapes=False,
         score=scorer(task, limits) if section.choose_by == "score" else None,
+        missing=train.missing if isinstance(train, SpanPairs | ClassPairs) else 0,
     )
 
     def sample() -> str:
@@ -112,17 +113,19 @@ def materials(params: Params, task: str, from_scratch: bool) -> tuple[Model, Tex
 def scorer(task: str, limits: dict[str, Any]) -> Callable[[Model], float]:
     """Gives a model its score by the task's leading metric on validation texts, as evaluate does on test texts.
 
-    Greedily written, at most SCORED of them. Of questions with and without an answer the null answer is scored as it
-    is, before there is a threshold. Raises PipelineError where there are no such texts.
+    Greedily written, at most SCORED of them. Where some of their questions have no answer, a model that points gives
+    one where that scores above the null answer: the threshold is chosen after training. Raises PipelineError where
+    there are no such texts.
     """
     about, tokenizer = TASKS[task], load_tokenizer(TOKENIZER)
     records = read_split(Path("data/prepared") / task, "validation", SCORED)
-    sources, references = [about.source_text(r) for r in records], [about.target_text(r) for r in records]
-    found = metric(about.primary)
+    sources, references = list(map(about.source_text, records)), list(map(about.references, records))
+    found, threshold = metric(about.primary), None if all(references) else 0.0
 
     def score(model: Model) -> float:
         greedy = Decoding(limits["max_target_tokens"])
-        answering = TextToText(model, tokenizer, limits["max_source_tokens"], greedy, about.keep == "end")
+        longest = limits["max_source_tokens"]
+        answering = TextToText(model, tokenizer, longest, greedy, about.keep == "end", threshold)
         return found.score(found.statistics(answering.generate(sources), references).sum(0))
 
     return score

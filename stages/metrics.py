@@ -1,17 +1,20 @@
 """The metrics of the tasks, by the names that stages/tasks.py gives them; all are scaled from 0 to 100.
 
-BLEU, chrF and TER are sacreBLEU's, ROUGE is Google's `rouge-score`, exact match and F1 follow the official SQuAD
-script; accuracy and macro-averaged F1 are of labels; distinct-n is Li et al.'s. All read plain text: what a model
-wrote, detokenised, and the reference as it was prepared. TER is the slowest: about a millisecond a sentence.
+BLEU, chrF and TER are sacreBLEU's, ROUGE is Google's `rouge-score` with words of any script, exact match and F1 follow
+the official SQuAD script; accuracy and macro-averaged F1 are of labels; distinct-n is Li et al.'s. All read plain text:
+what a model wrote, detokenised, and the reference as it was prepared. TER is the slowest: about a millisecond a
+sentence.
 """
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,14 +22,25 @@ import numpy as np
 from lightning_modules.errors import PipelineError
 from stages.bootstrap import Statistics, Totals
 
+Reference = str | list[str]  # what counts as right: a text, or several
+# Scripts that put no spaces between words: Thai, Lao, Tibetan, Burmese, Khmer, kana, Chinese characters.
+_UNSPACED = (
+    "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+)
+_IS_UNSPACED, _UNSPACED_ENDS = re.compile(f"[{_UNSPACED}]"), re.compile(f"(?<=[{_UNSPACED}])(?=[^{_UNSPACED}])")
+
 
 @dataclass(frozen=True)
 class Metric:
-    """How to score: statistics of each record, and the corpus score of their sum."""
+    """How to score: statistics of each record, and the corpus score of their sum.
 
-    statistics: Callable[[Sequence[str], Sequence[str]], Statistics]  # (predictions, references) → (N, K)
+    Of several texts that count as right the best counts for a metric that is a mean over records, the first for others.
+    """
+
+    statistics: Callable[[Sequence[str], Sequence[Reference]], Statistics]  # (predictions, references) → (N, K)
     score: Callable[[Totals], float]
-    signature: str  # what one must know to compare the number with another's
+    signature: Callable[[Sequence[Reference]], str]  # (references) → what to know to compare the number with another's
 
 
 @cache
@@ -43,41 +57,81 @@ def normalized_answer(text: str) -> str:
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
+def _texts(reference: Reference) -> list[str]:
+    return [reference] if isinstance(reference, str) else reference
+
+
+def _firsts(references: Sequence[Reference]) -> list[str]:
+    return [_texts(reference)[0] for reference in references]
+
+
+def _words(text: str) -> list[str]:
+    """Letters, marks and digits that stand together, in lower case; of scripts without spaces each letter by itself."""
+    parts = []
+    for character in text.lower():
+        kind = unicodedata.category(character)[0]
+        apart = kind in "LN" and _IS_UNSPACED.match(character)
+        parts.append(f" {character}" if apart else character if kind in "LMN" else " ")
+    return _UNSPACED_ENDS.sub(" ", "".join(parts)).split()
+
+
+def _without_spaces(references: Sequence[Reference]) -> bool:
+    """Whether most letters of the references are of scripts that put no spaces between words."""
+    letters = [letter for text in _firsts(references) for letter in text if letter.isalpha()]
+    return 2 * sum(_IS_UNSPACED.match(letter) is not None for letter in letters) > len(letters)
+
+
 def _sacrebleu(name: str) -> Metric:
-    """Through the interface that sacreBLEU's own significance tests use."""
+    """Through the interface that sacreBLEU's own significance tests use.
+
+    BLEU is of words as its tokenizer 13a finds them; where `_without_spaces`, for which these would be sentences, of
+    characters. The references alone decide, so that systems are measured alike.
+    """
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF
     from sacrebleu.metrics.ter import TER
 
-    library: Any = {"bleu": lambda: BLEU(force=True), "chrf": CHRF, "ter": TER}[name]()
+    @cache
+    def library(tokenizer: str) -> Any:
+        made: Any = {"bleu": lambda: BLEU(force=True, tokenize=tokenizer), "chrf": CHRF, "ter": TER}[name]()
+        made.corpus_score(["a"], [["a"]])  # without a first score sacreBLEU cannot tell the number of references
+        return made
 
-    def statistics(predictions: Sequence[str], references: Sequence[str]) -> Statistics:
-        extracted = library._extract_corpus_statistics(list(predictions), [list(references)])
+    def chosen(references: Sequence[Reference]) -> Any:
+        return library("char" if name == "bleu" and _without_spaces(references) else "13a")
+
+    def statistics(predictions: Sequence[str], references: Sequence[Reference]) -> Statistics:
+        extracted = chosen(references)._extract_corpus_statistics(list(predictions), [_firsts(references)])
         return np.asarray(extracted, dtype=np.float64)
 
     def score(total_K: Totals) -> float:
-        return float(library._compute_score_from_stats([int(value) for value in total_K]).score)
+        return float(library("13a")._compute_score_from_stats([int(value) for value in total_K]).score)
 
-    library.corpus_score(["a"], [["a"]])  # without a first score sacreBLEU cannot tell the number of references
-    return Metric(statistics, score, str(library.get_signature()))
+    return Metric(statistics, score, lambda references: str(chosen(references).get_signature()))
 
 
 def _rouge(name: str) -> Metric:
+    """Of ASCII text the numbers of `rouge-score` as it stands, which knows no other letters."""
     from rouge_score.rouge_scorer import RougeScorer
 
-    scorer = RougeScorer([name], use_stemmer=False)
-    words = f"rouge-score {version('rouge-score')}, {name} F1, no stemming, words of a-z and 0-9 in lower case, mean"
-    return _mean(lambda prediction, reference: float(scorer.score(reference, prediction)[name].fmeasure), words)
+    scorer = RougeScorer([name], tokenizer=SimpleNamespace(tokenize=_words))
+    words = "words of letters and digits in lower case, of scripts without spaces characters"
+    signature = f"rouge-score {version('rouge-score')}, {name} F1, no stemming, {words}, mean"
+    return _mean(lambda prediction, reference: float(scorer.score(reference, prediction)[name].fmeasure), signature)
 
 
 def _mean(score_record: Callable[[str, str], float], signature: str) -> Metric:
-    """A metric whose corpus score is the mean over records of `score_record(prediction, reference)`, from 0 to 1."""
+    """A metric whose corpus score is the mean over records of `score_record(prediction, reference)`, from 0 to 1.
 
-    def statistics(predictions: Sequence[str], references: Sequence[str]) -> Statistics:
+    Of several references of a record the best counts.
+    """
+
+    def statistics(predictions: Sequence[str], references: Sequence[Reference]) -> Statistics:
         pairs = zip(predictions, references, strict=True)
-        return np.asarray([(score_record(*pair), 1.0) for pair in pairs], dtype=np.float64)
+        best = (max(score_record(prediction, text) for text in _texts(reference)) for prediction, reference in pairs)
+        return np.asarray([(score, 1.0) for score in best], dtype=np.float64)
 
-    return Metric(statistics, _mean_of_totals, signature)
+    return Metric(statistics, _mean_of_totals, lambda references: signature)
 
 
 def _mean_of_totals(total_K: Totals) -> float:
@@ -103,11 +157,12 @@ def _same_label(prediction: str, reference: str) -> float:
 def _macro_f1() -> Metric:
     """The mean of the labels' F1: a rare label counts as much as a frequent one."""
 
-    def statistics(predictions: Sequence[str], references: Sequence[str]) -> Statistics:
-        column = {label: number for number, label in enumerate(sorted({text.strip() for text in references}))}
+    def statistics(predictions: Sequence[str], references: Sequence[Reference]) -> Statistics:
+        labels = [text.strip() for text in _firsts(references)]
+        column = {label: number for number, label in enumerate(sorted(set(labels)))}
         counts_N3C = np.zeros((len(references), 3, len(column)))  # right, predicted, true
-        for row, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
-            found, wanted = column.get(prediction.strip()), column[reference.strip()]
+        for row, (prediction, label) in enumerate(zip(predictions, labels, strict=True)):
+            found, wanted = column.get(prediction.strip()), column[label]
             counts_N3C[row, 2, wanted] = 1
             if found is not None:
                 counts_N3C[row, 1, found] = 1
@@ -119,7 +174,8 @@ def _macro_f1() -> Metric:
         there_C = predicted_C + true_C > 0
         return float(100 * np.mean(2 * right_C[there_C] / (predicted_C + true_C)[there_C]))
 
-    return Metric(statistics, score, "F1 of each label of the references, mean over labels; other labels are wrong")
+    signature = "F1 of each label of the references, mean over labels; other labels are wrong"
+    return Metric(statistics, score, lambda references: signature)
 
 
 def _distinct(length: int) -> Metric:
@@ -130,7 +186,7 @@ def _distinct(length: int) -> Metric:
     leaving it out changes, times N - 1. Their mean is the share itself, their spread gives its standard error.
     """
 
-    def statistics(predictions: Sequence[str], references: Sequence[str]) -> Statistics:
+    def statistics(predictions: Sequence[str], references: Sequence[Reference]) -> Statistics:
         grams = [_ngrams(prediction, length) for prediction in predictions]
         written_N = np.array([len(one) for one in grams], dtype=np.float64)
         holders = Counter(gram for one in grams for gram in set(one))
@@ -142,15 +198,16 @@ def _distinct(length: int) -> Metric:
         return np.stack([share_N, np.ones(len(grams))], axis=1)
 
     words = "words of letters and digits in lower case, over all that was written; depends on how much that is"
-    return Metric(statistics, _mean_of_totals, f"different {length}-grams / {length}-grams, {words}")
+    signature = f"different {length}-grams / {length}-grams, {words}"
+    return Metric(statistics, _mean_of_totals, lambda references: signature)
 
 
 def _ngrams(text: str, length: int) -> list[tuple[str, ...]]:
-    words = re.findall(r"\w+", text.lower())
+    words = _words(text)
     return list(zip(*(words[start:] for start in range(length)), strict=False))
 
 
-_SQUAD = "SQuAD official normalisation, {}, mean over records"
+_SQUAD = "SQuAD official normalisation, {}, best of a record's answers, mean over records"
 _METRICS: dict[str, Callable[[], Metric]] = {
     "bleu": lambda: _sacrebleu("bleu"),
     "chrf": lambda: _sacrebleu("chrf"),

@@ -21,8 +21,8 @@ from stages.election import elect
 from stages.lineage import LATEST, git_facts
 from stages.outputs import whole_file
 from stages.params import Params, load_params
-from stages.promotion import Judge, Scored, check_export, read_scored, refusals
-from stages.registry import CHAMPION, REFUSED, Registry, connect, mlflow_errors, silent
+from stages.promotion import PYTORCH, Judge, Scored, check_export, read_scored, refusals
+from stages.registry import CHAMPION, LOCK, REFUSED, Registry, connect, mlflow_errors, silent
 from stages.spool import file_lock
 from stages.tasks import TASKS
 
@@ -70,6 +70,7 @@ def candidates(params: Params, root: Path) -> list[Candidate]:
             "gain_over_scratch": repr(scores["gain"]),
             "gain_interval": f"{scores['gain_low']} to {scores['gain_high']}",
             "leaked_share": repr(leaked),
+            "engine": params.evaluate.engine,
             "sha256": _digest(folder),
             "git_commit": commit,
             "dvc_md5": lock.get(f"models/{task}", ""),
@@ -122,21 +123,28 @@ def _gate(candidate: Candidate, params: Params) -> tuple[list[str], dict[str, st
 def _judge(candidate: Candidate, number: str, registry: Registry, params: Params) -> Judge:
     """Compares versions by their answers to the candidate's test texts."""
 
-    def logged(other: str) -> Scored:
-        with registry.downloaded(registry.versions()[other].get("predictions")) as file:
+    def logged(other: str, engine: str) -> Scored:
+        tags = registry.versions()[other]
+        if tags.get("engine", PYTORCH) != engine:
+            raise PipelineError(f"what version {other} answered was not written by {engine}")
+        with registry.downloaded(tags.get("predictions")) as file:
             return read_scored(file)
 
-    def decode(other: str, sources: list[str]) -> list[str]:
+    def decode(other: str, sources: list[str], engine: str) -> list[str]:
         import torch
 
+        from lightning_modules.interop.ctranslate2_engine import CTranslate2Engine
+        from lightning_modules.model_folder import read_config
         from lightning_modules.text_to_text import TextToText
 
         torch.set_num_threads(params.evaluate.threads)
         with registry.downloaded(f"models:/{candidate.name}/{other}/artifacts/{candidate.task}") as folder:
+            if engine != PYTORCH and read_config(folder)["transformer"]["architecture"] != "encoder":
+                return CTranslate2Engine(folder).generate(sources)
             return TextToText.load(folder, "cuda" if torch.cuda.is_available() else "cpu").generate(sources)
 
-    metric, samples = TASKS[candidate.task].primary, params.evaluate.bootstrap_samples
-    return Judge(candidate.scored, number, metric, samples, params.seed, logged, decode)
+    metric, chance = TASKS[candidate.task].primary, (params.evaluate.bootstrap_samples, params.seed)
+    return Judge(candidate.scored, number, metric, *chance, params.evaluate.engine, logged, decode)
 
 
 def _log(candidate: Candidate) -> str:
@@ -218,7 +226,7 @@ def register_all(params: Params, root: Path) -> dict[str, dict[str, str | None]]
         if run.run_id is None:
             raise silent(uri, "registered")
         results = {}
-        alone = file_lock(root / ".pipeline" / "registry.lock")
+        alone = file_lock(root / LOCK)
         with mlflow_errors("register a model"), alone, mlflow.start_run(run_id=run.run_id):
             for candidate in progress(found, name="register", unit="model"):
                 results[candidate.task] = register(candidate, client, params)

@@ -14,6 +14,7 @@ from lightning_modules.errors import PipelineError
 from stages.delivery import answers, prepare_store, tracking_uri
 from stages.lineage import without_credentials
 
+LOCK = Path(".pipeline/registry.lock")  # of the workspace: held by whoever moves an alias from here
 CHAMPION, CHALLENGER = "champion", "challenger"  # aliases
 # What became of a version, in its tag `state`. Promoted: it is champion, or was until a better one came.
 PENDING, TAKING_OVER, PROMOTED = "pending", "taking over", "promoted"

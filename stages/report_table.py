@@ -1,15 +1,16 @@
 """The comparison that the pipeline is for: each task pre-trained, from scratch, and by a trivial baseline.
 
-Reads `reports/tasks/*/metrics.json`; knows no other library, so that a flow may show the table. Costs milliseconds.
+Reads `reports/tasks/TASK/metrics.json`; knows no other library, so that a flow may show the table. Costs milliseconds.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning_modules.errors import PipelineError
+from stages.tasks import LESS_IS_BETTER
 
 NAMES = {
     "bleu": "BLEU",
@@ -27,7 +28,6 @@ NAMES = {
     "perplexity": "perplexity",
     "bits_per_byte": "bits per byte",
 }
-LESS_IS_BETTER = {"ter", "perplexity", "bits_per_byte"}
 HEADER = ("task", "metric", "pre-trained", "from scratch", "baseline", "pre-training bought")
 
 
@@ -64,8 +64,10 @@ class Row:
     scratch: Interval
     baseline: Interval
     difference: Interval
+    over_baseline: Interval
     baseline_name: str
     signature: str
+    trainings: dict[str, dict[str, float]]  # system → steps, best_step and validation_loss of its training
 
     @property
     def metric_name(self) -> str:
@@ -80,9 +82,7 @@ class Row:
     @property
     def outcome(self) -> str:
         """`gain`, `loss` or `unsure`: on which side of zero the whole interval of the difference lies."""
-        if self.difference.low <= 0 <= self.difference.high:
-            return "unsure"
-        return "gain" if (self.difference.low > 0) != (self.metric in LESS_IS_BETTER) else "loss"
+        return _side(self.difference, self.metric)
 
     def verdict(self) -> str:
         """What pre-training bought on this task, in one honest sentence."""
@@ -94,15 +94,43 @@ class Row:
             "unsure": f"Pre-training made no sure difference: {gain}, and the interval holds zero",
         }[self.outcome]
         words += f": {self.pretrained.score:.1f} against {self.scratch.score:.1f} from scratch"
-        ahead = self.pretrained.score - self.baseline.score
-        if (-ahead if self.metric in LESS_IS_BETTER else ahead) <= 0:
-            words += f", but no more than the trivial baseline ({self.baseline_name}: {self.baseline.score:.1f})"
+        beside = _side(self.over_baseline, self.metric)
+        if beside != "gain":
+            more, less = ("less", "more") if self.metric in LESS_IS_BETTER else ("more", "less")
+            words += f", but {less if beside == 'loss' else f'not surely {more}'} than the trivial baseline"
+            words += f" ({self.baseline_name}: {self.baseline.score:.1f}, difference {self.over_baseline.signed()})"
         if self.outcome == "unsure":
             half = (self.difference.high - self.difference.low) / 2
             words += (
                 f". With {self.records} test records a difference below about {half:.1f} cannot be told from chance"
             )
-        return words + "."
+        return words + "." + ("" if self.outcome == "gain" else self._courses())
+
+    def _courses(self) -> str:
+        """Which weights were kept of both trainings: where pre-training did not win, something to look into."""
+        if not self.trainings:
+            return ""
+        ours, theirs = (_course(self.trainings[system]) for system in ("pretrained", "scratch"))
+        return f" Best on the validation split, and so kept, were {ours} and, from scratch, {theirs}."
+
+
+def _course(facts: dict[str, float]) -> str:
+    return f"step {facts['best_step']:,} of {facts['steps']:,} (loss {facts['validation_loss']:.2f})"
+
+
+def _side(difference: Interval, metric: str) -> str:
+    """`gain`, `loss` or `unsure`: on which side of zero the whole interval lies."""
+    if difference.low <= 0 <= difference.high:
+        return "unsure"
+    return "gain" if (difference.low > 0) != (metric in LESS_IS_BETTER) else "loss"
+
+
+def unknown_words(share: float) -> str:
+    """What a share of unknown tokens does to bits per byte, in a sentence."""
+    return (
+        f"{share:.2%} of the tokens are <unk>, which costs little to predict however many bytes it stands for: these "
+        "bits per byte are not to be compared with those of another tokenizer."
+    )
 
 
 def headline(rows: Sequence[Row]) -> str:
@@ -115,15 +143,33 @@ def headline(rows: Sequence[Row]) -> str:
     return f"{told}; not on {', '.join(others)}." if others else f"{told}."
 
 
-def comparison_table(reports: Path) -> list[Row]:
-    """A row for each task and metric, the primary metric first. Raises PipelineError for a broken file."""
+def comparison_table(reports: Path, tasks: Iterable[str] | None = None) -> list[Row]:
+    """A row for each task and metric, the primary metric first: of `tasks`, or of those that the report was made of.
+
+    DVC leaves the results of a task that params.yaml no longer has where they are: they are no part of a run without
+    it. Raises PipelineError for a broken file.
+    """
     rows = []
-    for path in sorted((reports / "tasks").glob("*/metrics.json")):
+    for task in sorted(_reported(reports) if tasks is None else tasks):
+        path = reports / "tasks" / task / "metrics.json"
+        if not path.exists():
+            continue
         try:
             rows += _rows(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, KeyError, TypeError) as error:
             raise PipelineError(f"{path} is not what evaluate writes ({error!r}): run evaluate again") from error
     return rows
+
+
+def _reported(reports: Path) -> list[str]:
+    """The keys of reports/metrics.json: the tasks and `pretraining`; none before there is a report."""
+    path = reports / "metrics.json"
+    try:
+        return list(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return []
+    except (ValueError, TypeError) as error:
+        raise PipelineError(f"{path} cannot be read ({error}): run report again") from error
 
 
 def table_text(rows: Sequence[Row]) -> str:
@@ -151,9 +197,10 @@ def _rows(report: dict[str, Any]) -> list[Row]:
             **{system: Interval(**report["metrics"][name][system]) for system in _SYSTEMS},
             baseline_name=report["baseline_name"],
             signature=report["signatures"][name],
+            trainings=report.get("trainings", {}),
         )
         for name in names
     ]
 
 
-_SYSTEMS = ("pretrained", "scratch", "baseline", "difference")
+_SYSTEMS = ("pretrained", "scratch", "baseline", "difference", "over_baseline")

@@ -2,7 +2,7 @@
 
 Whoever loads models:/NAME-TASK@champion gets the older one from then on; a server that runs has to be started again.
 The version taken off is tagged `rolled back`, and `register` does not make it champion again: only `--to` does, or
-training anew. Takes 3 s.
+training anew. Takes 3 s, and waits for a registration that is at work in this workspace.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from stages.registry import (
     CHALLENGER,
     CHALLENGING,
     CHAMPION,
+    LOCK,
     PENDING,
     PROMOTED,
     REFUSED,
@@ -25,6 +26,7 @@ from stages.registry import (
     connect,
     mlflow_errors,
 )
+from stages.spool import file_lock
 
 _NEVER = (REFUSED, PENDING)  # not champion, whoever asks
 
@@ -34,7 +36,7 @@ def rollback(params: Params, task: str, to: str | None, root: Path) -> str:
     if task not in params.tasks:
         raise PipelineError(f"no task {task!r} in params.yaml, which has {', '.join(params.tasks)}")
     registry = Registry(connect(root, "rolled back"), f"{params.tracking.registered_model}-{task}")
-    with mlflow_errors("roll back"):
+    with mlflow_errors("roll back"), file_lock(root / LOCK):
         return _moved(registry, to)
 
 

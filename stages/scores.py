@@ -10,16 +10,17 @@ from typing import Any
 
 from lightning_modules.errors import PipelineError
 from stages.bootstrap import difference, scored
-from stages.metrics import metric
+from stages.metrics import Reference, metric
 
 
 def score_task(
-    metrics: Sequence[str], references: list[str], systems: dict[str, list[str]], samples: int, seed: int
+    metrics: Sequence[str], references: Sequence[Reference], systems: dict[str, list[str]], samples: int, seed: int
 ) -> dict[str, Any]:
     """Scores every system on every metric.
 
-    Returns {"metrics": {metric: {system: {"score", "low", "high"}}}, "signatures": {metric: text}}. Where there are
-    systems `pretrained` and `scratch`, "difference" is as `compare` gives it.
+    Returns {"metrics": {metric: {system: {"score", "low", "high"}}}, "signatures": {metric: text}}. Of the system
+    `pretrained`, "difference" is that to `scratch` as `compare` gives it, "over_baseline" that to `baseline`, where
+    there are these systems.
     Raises PipelineError where there is nothing to score or the numbers of predictions and references differ.
     """
     _check(references, systems)
@@ -28,13 +29,14 @@ def score_task(
         score = metric(name).score
         rows = {system: metric(name).statistics(texts, references) for system, texts in systems.items()}
         table[name] = {system: scored(score, one, samples, seed) for system, one in rows.items()}
-        if {"pretrained", "scratch"} <= systems.keys():
-            table[name]["difference"] = difference(score, rows["pretrained"], rows["scratch"], samples, seed)
-    return {"metrics": table, "signatures": {name: metric(name).signature for name in metrics}}
+        for other, key in (("scratch", "difference"), ("baseline", "over_baseline")):
+            if {"pretrained", other} <= systems.keys():
+                table[name][key] = difference(score, rows["pretrained"], rows[other], samples, seed)
+    return {"metrics": table, "signatures": {name: metric(name).signature(references) for name in metrics}}
 
 
 def compare(
-    name: str, references: list[str], one: list[str], other: list[str], samples: int, seed: int
+    name: str, references: Sequence[Reference], one: list[str], other: list[str], samples: int, seed: int
 ) -> dict[str, float]:
     """{"score", "low", "high", "p"}: the first system's score minus the second's, paired.
 
@@ -47,7 +49,7 @@ def compare(
 
 def score_groups(
     name: str,
-    references: list[str],
+    references: Sequence[Reference],
     systems: dict[str, list[str]],
     groups: Sequence[Sequence[int]],
     samples: int,
@@ -62,12 +64,12 @@ def score_groups(
     ]
 
 
-def record_scores(name: str, references: list[str], predictions: list[str]) -> list[float]:
+def record_scores(name: str, references: Sequence[Reference], predictions: list[str]) -> list[float]:
     """The metric of each record by itself, to sort examples by."""
     return [metric(name).score(statistics) for statistics in metric(name).statistics(predictions, references)]
 
 
-def _check(references: list[str], systems: dict[str, list[str]]) -> None:
+def _check(references: Sequence[Reference], systems: dict[str, list[str]]) -> None:
     if not references:
         raise PipelineError("there are no test records to score: raise prepare.test_share or bring more data")
     for system, predictions in systems.items():

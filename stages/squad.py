@@ -4,6 +4,7 @@ Reads SQuAD's own json (version 1.1 or 2.0; held in memory whole) and tables wit
 has them: question, context, answers {text, answer_start}, title. Costs about 50 µs a question.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from stages.text import normalise
 
 
 def squad_rows(file: Path, group: str | None) -> Iterator[Row | Bad]:
-    """Records with question, context, answer, answer_start and group: in json the title of the article.
+    """Records with question, context, answer, answer_start, other_answers and group: in json the article's title.
 
     In tables the group is what column `group` says, else the context: the same context is never in two splits.
 
     A question without an answer in the context has the answer "". `answer_start` is the answer's first character in
-    the context, both normalised, as text. In json, `line` counts questions from 1. Of several answers the first counts.
+    the context, both normalised, as text. In json, `line` counts questions from 1. Of several answers the first is to
+    be learned; `other_answers` has those that are not the same, a list in JSON, "" where there are none.
     """
     if format_of(file) == ".json":
         for number, question in enumerate(_questions(file), start=1):
@@ -60,14 +62,16 @@ def _record(number: int, values: Mapping[str, Any], may_have_none: bool) -> Row 
         if not texts or values.get("is_impossible"):
             if not may_have_none:
                 return Bad(number, "it has no answer, and is_impossible does not say that there is none")
-            return Row(number, record | {"answer": "", "answer_start": ""})
+            return Row(number, record | {"answer": "", "answer_start": "", "other_answers": ""})
         answer, about = _settled(texts[0]), len(_settled(context[: starts[0]]))
+        others = [other for other in dict.fromkeys(map(_settled, texts[1:])) if other not in ("", answer)]
     except (KeyError, TypeError, IndexError) as error:
         return Bad(number, f"not a question in the format of SQuAD ({type(error).__name__}: {error})")
     start = _place(answer, found, about)
     if start is None:
         return Bad(number, "its answer does not stand in its context")
-    return Row(number, record | {"answer": answer, "answer_start": str(start)})
+    told = json.dumps(others, ensure_ascii=False) if others else ""
+    return Row(number, record | {"answer": answer, "answer_start": str(start), "other_answers": told})
 
 
 def _answers(answers: Any) -> tuple[list[str], list[int]]:

@@ -3,10 +3,13 @@
 Adding a task is one entry in `TASKS`, one in `params.yaml` under `tasks` and one under `data`: docs/adding-a-task.md.
 """
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from lightning_modules.errors import PipelineError
 
 Record = Mapping[str, str]
 
@@ -14,7 +17,9 @@ PRETRAINING = "pretraining"  # the purpose that is not a task
 PRETRAINING_FIELDS = ("text",)
 WRITERS = ("encoder_decoder", "decoder")
 ALL = ("encoder", *WRITERS)
+LESS_IS_BETTER = {"ter", "perplexity", "bits_per_byte"}
 LANGUAGE = r"[A-Za-z]{2,3}(?:[-_][A-Za-z0-9]+)*"
+_MARK = re.compile(r"(?<= )context:(?= )")  # as lightning_modules/windows.py looks for it
 _TAG = re.compile(rf"\Ato {LANGUAGE}: ")
 
 
@@ -30,7 +35,9 @@ class Task:
     target_text: Callable[[Record], str]
     metrics: tuple[str, ...]
     primary: str
-    baseline: Callable[[Record], str] | None  # what a program without learning says; None: the commonest target
+    # What a program without learning says; None: the commonest target; or the first words of the first field, as many
+    # as targets of the training split have.
+    baseline: Callable[[Record], str] | Literal["first words"] | None
     baseline_name: str
     kind: Literal["text", "span", "class"] = "text"  # an encoder cannot do it, points at a span, or names a class
     architectures: tuple[str, ...] = WRITERS
@@ -38,14 +45,31 @@ class Task:
     keep: Literal["start", "end"] = "start"  # of a source that is too long
     extras: tuple[str, ...] = ()  # further columns, "" where a reader does not give them
 
+    def __post_init__(self) -> None:
+        """Raises PipelineError for a leading metric of which less is better."""
+        if self.primary in LESS_IS_BETTER:
+            raise PipelineError(
+                f"a task cannot be led by {self.primary}, of which less is better: the best checkpoint, the champion "
+                f"and promotion.min_score go by more. Lead with chrf, bleu, rougeL, f1 or accuracy; {self.primary} may "
+                "stand among its metrics"
+            )
+
+    def references(self, record: Record) -> str | list[str]:
+        """What counts as right: the target, or with a column `other_answers` (a list in JSON) that and these."""
+        target, others = self.target_text(record), record.get("other_answers")
+        return [target, *json.loads(others)] if others else target
+
 
 def language_tag(language: str) -> str:
     """What a source begins with where one model translates into several languages (Johnson et al. 2017, section 3)."""
     return f"to {language}: "
 
 
-def _first_words(text: str, count: int) -> str:
-    return " ".join(text.split()[:count])
+def _question_source(record: Record) -> str:
+    """Question and context, each behind its mark. Where the mark "context:" stands in the question, it is parted there:
+    the context begins behind the first one."""
+    asked = _MARK.sub("context :", f"question: {record['question']} ")
+    return f"{asked}context: {record['context']}"
 
 
 TASKS: dict[str, Task] = {
@@ -65,13 +89,13 @@ TASKS: dict[str, Task] = {
         target_text=lambda record: record["summary"],
         metrics=("rouge1", "rouge2", "rougeL"),
         primary="rougeL",
-        baseline=lambda record: _first_words(record["document"], 4),
-        baseline_name="first four words",
+        baseline="first words",
+        baseline_name="first words",
         decoding={"beams": 4},
     ),
     "question_answering": Task(
         fields=("question", "context", "answer"),
-        source_text=lambda record: f"question: {record['question']} context: {record['context']}",
+        source_text=_question_source,
         target_text=lambda record: record["answer"],
         metrics=("exact_match", "f1"),
         primary="f1",
@@ -80,7 +104,7 @@ TASKS: dict[str, Task] = {
         decoding={"beams": 4},
         kind="span",
         architectures=ALL,
-        extras=("answer_start",),  # the answer's first character in the context
+        extras=("answer_start", "other_answers"),  # the answer's first character in the context; what is right, too
     ),
     "dialogue": Task(
         fields=("history", "reply"),  # of the history a turn a line, the oldest first

@@ -22,12 +22,12 @@ def params() -> Params:
     return whole.model_copy(update={"tasks": {TASK: whole.tasks[TASK]}, "evaluate": few})
 
 
-def write_model(root: Path, seed: int) -> Path:
+def write_model(root: Path, seed: int, **changes: Any) -> Path:
     """An untrained model of two dozen thousand weights that writes something, in models/TASK."""
     folder = root / "models" / TASK
     folder.mkdir(parents=True, exist_ok=True)
     shape: dict[str, Any] = {"d_model": 16, "heads": 2, "d_ff": 32, "encoder_layers": 1, "decoder_layers": 1}
-    model = new_model(tiny.config(**shape, max_length=32), seed)
+    model = new_model(tiny.config(**(shape | {"max_length": 32} | changes)), seed)
     tokenizer = tiny.write_tokenizer(root / "data" / "tokenizer")
     save_model(folder, model, tokenizer, {"max_source_tokens": 32, "max_target_tokens": 8})
     (folder / "training.json").write_text(json.dumps({"mlflow_run_id": "abc"}))

@@ -76,11 +76,21 @@ def test_questions_without_an_answer_are_scored_apart() -> None:
 
 def test_evidence_is_looked_for_behind_the_question() -> None:
     source = "question: Is Paris big? context: One town is Rome. Another is Paris, in France."
-    assert words_before_answer(source, "Paris") == 6
-    assert words_before_answer(source, "One town") == 0
-    assert words_before_answer(source, "question") is None
-    assert words_before_answer(source, "") is None
-    assert words_before_answer("no mark of a context", "context") == 4
+    assert words_before_answer(source, "Paris", "") == 6
+    assert words_before_answer(source, "One town", "") == 0
+    assert words_before_answer(source, "question", "") is None
+    assert words_before_answer(source, "", "") is None
+    assert words_before_answer("no mark of a context", "context", "") == 4
+
+
+def test_where_the_data_says_where_the_answer_stands_its_distance_is_from_there() -> None:
+    context = "is it this? Yes, this is it, is it not?"
+    source = f"question: what is it? context: {context}"
+    assert words_before_answer(source, "is", "") == 0  # the first place
+    assert words_before_answer(source, "is", str(context.index("is it,"))) == 5
+    assert words_before_answer(source, "is", str(context.rindex("is"))) == 7
+    assert words_before_answer(source, "is", "3") == 0  # it does not stand there
+    assert words_before_answer(source, "no", "3") == 9
 
 
 def test_likelihoods_compare_tokenizers_by_bytes() -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import EOS, lively, model, reader, sentences, write_tokenizer
+from tiny import EOS, SPECIAL, lively, model, reader, sentences, write_tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from lightning_modules.answer_scores import confident_answers, target_likelihoods
 from lightning_modules.model_folder import save_model
@@ -44,6 +45,19 @@ def test_likelihoods_are_those_of_one_token_after_another(tmp_path: Path, shape:
         ids = [*writer.tokenizer.encode(target, add_special_tokens=False).ids, EOS]
         assert found.nats_N[number] == pytest.approx(nats(writer, source, ids), rel=1e-4)
         assert (found.tokens_N[number], found.bytes_N[number]) == (len(ids), len(target.encode()))
+    assert not found.unknown_N.any()
+
+
+def test_what_the_tokenizer_does_not_know_is_counted(tmp_path: Path) -> None:
+    """Each word of which is one token then, however long it is: bits per byte look good."""
+    words = Tokenizer(models.WordLevel({**{name: n for n, name in enumerate(SPECIAL)}, "the": 80}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    writer = answering(tmp_path, lively())
+    unknowing = TextToText(writer.model, words, 90, writer.decoding)
+    found = target_likelihoods(unknowing, SOURCES[:3], ["the the", "the incomprehensibilities of the", ""])
+    assert found.unknown_N.tolist() == [0, 2, 0]
+    assert found.tokens_N.tolist() == [3, 5, 1]
+    assert found.bytes_N.tolist() == [7, 32, 0]
 
 
 @pytest.mark.parametrize("shape", [{}, {"architecture": "decoder"}], ids=["encoder-decoder", "decoder"])

@@ -1,5 +1,9 @@
 """CTranslate2 as the engine: our own answers with float32 weights, most of them with 8 bits, refusals in one line."""
 
+import json
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +73,36 @@ def test_drawing_and_bans_are_passed_on(tmp_path: Path) -> None:
     assert engine.generate(TEXTS[:60], Decoding(20, sample=True)) != greedily
     with pytest.raises(PipelineError, match="min_p is unknown to CTranslate2"):
         engine.generate(TEXTS[:1], Decoding(20, sample=True, min_p=0.1))
+
+
+DRAW = """
+import json, sys
+from pathlib import Path
+sys.path[:0] = ["tests", "."]
+import tiny
+from lightning_modules.decoding import Decoding
+from lightning_modules.interop.ctranslate2_engine import CTranslate2Engine
+engine = CTranslate2Engine(Path(sys.argv[1]), "float32", threads=3)
+decoding = Decoding(20, sample=True, temperature=0.7, seed=7)
+print(json.dumps(engine.generate(list(tiny.sentences()[:120]), decoding)))
+"""
+
+
+@pytest.mark.parametrize("changes", [{}, DECODER], ids=["encoder_decoder", "decoder"])
+def test_the_seed_decides_what_is_drawn_in_this_and_in_another_process(tmp_path: Path, changes: dict[str, Any]) -> None:
+    folder, texts = folder_of(tmp_path, tiny.lively(**changes), LIMITS), TEXTS[:120]
+    engine, seventh = (
+        CTranslate2Engine(folder, "float32", threads=3),
+        Decoding(20, sample=True, temperature=0.7, seed=7),
+    )
+    drawn = engine.generate(texts, seventh)
+    assert len(set(drawn)) > 60
+    assert engine.generate(texts, seventh) == drawn
+    assert engine.generate(texts, replace(seventh, seed=8)) != drawn
+    assert CTranslate2Engine(folder, "float32", threads=1).generate(texts, seventh) == drawn
+    command, repository = [sys.executable, "-c", DRAW, str(folder)], Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.rstrip().split("\n")[-1]) == drawn
 
 
 @pytest.mark.parametrize(

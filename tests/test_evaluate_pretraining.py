@@ -16,6 +16,7 @@ from lightning_modules.text_rows import TextRows
 from lightning_modules.token_store import TokenStore, write_meta
 from stages.evaluate_pretraining import evaluate_pretraining
 from stages.params import Params, load_params
+from stages.report_details import pretraining_words
 
 
 def made(root: Path, architecture: str, objective: str) -> Params:
@@ -62,6 +63,24 @@ def test_the_stage_writes_its_report(tmp_path: Path) -> None:
     found = read_json(tmp_path / "root/reports/pretraining.json")
     assert found["objective"] == {"span_corruption": 1.0}
     assert f"bits per byte {found['bits_per_byte']['score']:.2f}" in log_text
+
+
+def test_what_the_tokenizer_does_not_know_is_told_beside_bits_per_byte(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    made(root, "decoder", "causal_lm")
+    log_text = finish(root, ("stages.evaluate_pretraining",))
+    assert read_json(root / "reports/pretraining.json")["unknown_share"] == 0
+    assert "<unk>" not in log_text
+    test, unknown = root / "data/tokens/pretraining/test", tokenizer().token_to_id("<unk>")
+    documents = [[unknown if n % 4 == 0 else token for n, token in enumerate(ids)] for ids in encoded(sentences()[:40])]
+    store = write_store(test, documents, TokenStore(test).meta.tokenizer_sha256)
+    write_meta(test, replace(store.meta, utf8_bytes=9999))
+    log_text = finish(root, ("stages.evaluate_pretraining",))
+    found = read_json(root / "reports/pretraining.json")
+    assert found["unknown_share"] == pytest.approx(0.25, abs=0.05)
+    assert f"pre-training, test split: {found['unknown_share']:.2%} of the tokens are <unk>" in log_text
+    assert "not to be compared" in log_text
+    assert pretraining_words(found).endswith("are not to be compared with those of another tokenizer.")
 
 
 def test_too_little_text_and_a_model_from_elsewhere_are_not_measured(

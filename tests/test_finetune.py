@@ -1,6 +1,8 @@
 """Fine-tuning an encoder for classes and for places, with few weights; from texts to answers, in this process."""
 
 import json
+import os
+import platform
 import re
 import shutil
 from pathlib import Path
@@ -14,13 +16,15 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file
 from sklearn.metrics import f1_score
 from stage_runs import workspace
-from tiny import read_json, sentences, write_tokenizer
+from tiny import EOS, read_json, sentences, write_tokenizer
 
+from lightning_modules.decoding import Decoding
 from lightning_modules.errors import PipelineError
-from lightning_modules.model_folder import load_model, read_config
+from lightning_modules.model_folder import load_model, load_tokenizer, read_config
 from lightning_modules.text_to_text import TextToText
 from lightning_modules.transformer.heads import Classifier, SpanReader
-from stages.finetune import finetune, materials
+from stages.finetune import finetune, materials, scorer
+from stages.metrics import metric
 from stages.params import load_params
 from stages.pretrain import pretrain
 from stages.splits import SPLITS, read_split
@@ -108,13 +112,17 @@ def questions() -> Rows:
 def test_an_encoder_points_at_answers_in_long_contexts_and_says_where_there_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = questions()
+    lost = {"question": "which number?", "context": "the answer is not here", "answer": "99"}
+    rows = [lost, lost, *questions()]
     here(tmp_path / "run", monkeypatch, "question_answering", rows, 150, model={"positions": "relative"})
     finetune(load_params(), "question_answering", from_scratch=True)
     told = capsys.readouterr().out
     assert "have no answer" in told
     folder = Path("models/question_answering-scratch")
     assert isinstance(load_model(folder), SpanReader)
+    training = json.loads((folder / "training.json").read_text())
+    assert training["missing"] == len([lost, lost])
+    assert training["machine"].endswith(f", {os.cpu_count()} cores, {platform.system()} {platform.release()}")
     assert isinstance(read_config(folder)["threshold"], float)
     pointing = TextToText.load(folder)
     sources = [f"question: {row['question']} context: {row['context']}" for row in rows[-40:]]
@@ -123,6 +131,31 @@ def test_an_encoder_points_at_answers_in_long_contexts_and_says_where_there_is_n
     right = sum(answer == row["answer"] for answer, row in zip(answers, rows[-40:], strict=True))
     assert right >= 30
     assert 5 <= sum(not answer for answer in answers) <= 22
+
+
+def f1_of(model: SpanReader, rows: Rows, threshold: float | None) -> float:
+    pointing = TextToText(model, load_tokenizer(Path("data/tokenizer")), 40, Decoding(8), False, threshold)
+    answers = pointing.generate([TASKS["question_answering"].source_text(row) for row in rows])
+    found = metric("f1")
+    return found.score(found.statistics(answers, [row["answer"] for row in rows]).sum(0))
+
+
+def test_while_it_trains_a_model_that_points_may_say_that_there_is_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here(tmp_path / "run", monkeypatch, "question_answering", questions(), 5)
+    model, _, _ = materials(load_params(), "question_answering", from_scratch=True)
+    assert isinstance(model, SpanReader)
+    model.ends.weight.data.copy_(model.encoder.embedding.weight_VD.data[EOS])  # points at </s>, for no answer, or near
+    model.eval()
+    folder, limits = Path("data/prepared/question_answering"), {"max_source_tokens": 40, "max_target_tokens": 8}
+    held_out = read_split(folder, "validation", 200)
+    score = scorer("question_answering", limits)(model)
+    assert score == pytest.approx(f1_of(model, held_out, 0.0))
+    assert score > f1_of(model, held_out, None)
+    answered = [row for row in held_out if row["answer"]]
+    pq.write_table(pa.Table.from_pylist(answered), folder / "validation.parquet")
+    assert scorer("question_answering", limits)(model) == pytest.approx(f1_of(model, answered, None))
 
 
 def test_what_is_frozen_comes_out_as_it_was_and_the_control_learns_all(

@@ -69,6 +69,26 @@ def test_the_best_span_is_the_best_of_all_windows_and_pairs_of_columns(most: int
     assert not best_spans(made, [], 16, most, 64, ignore)
 
 
+def lengths_read(module: torch.nn.Module) -> list[int]:
+    """Gathers how many columns each batch has that `module` reads from now on."""
+    found: list[int] = []
+    module.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].shape[1]))
+    return found
+
+
+def test_what_is_longest_is_read_first() -> None:
+    """So that padding is little, and memory that does not suffice is found out at once."""
+    made, naming = reader(), Classifier(model(architecture="encoder"), ["no", "yes"]).eval()
+    spans, classes = lengths_read(made), lengths_read(naming)
+    best_spans(made, sources(), 40, 5, 100, ignore)
+    rows = [[*ids, EOS] for ids in encoded(sentences()[:30])]
+    class_probabilities(naming, rows, 100, ignore)
+    for read in (spans, classes):
+        assert len(set(read)) > 3
+        assert read == sorted(read, reverse=True)
+    assert classes[0] == max(map(len, rows))
+
+
 def test_scores_are_those_of_hugging_faces_class_with_the_same_weights() -> None:
     from transformers import BertForQuestionAnswering
 

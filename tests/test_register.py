@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from sacrebleu.metrics.chrf import CHRF
 from safetensors.torch import load_file, save_file
 
 from lightning_modules.errors import PipelineError
+from lightning_modules.interop.ctranslate2_engine import CTranslate2Engine
 from lightning_modules.model_folder import save_model
 from lightning_modules.text_to_text import TextToText
 from lightning_modules.transformer.heads import SpanReader
@@ -94,6 +97,44 @@ def test_a_champion_that_was_scored_on_other_texts_answers_these(root: Path) -> 
     assert float(tags["difference"]) == pytest.approx(chrf(answers, texts) - chrf(theirs, texts), abs=1e-3)
 
 
+def by_engine(root: Path, texts: list[str]) -> list[str]:
+    return CTranslate2Engine(root / "models" / TASK).generate(texts)
+
+
+def test_the_champion_answers_by_the_engine_that_wrote_the_new_models_answers(root: Path) -> None:
+    """Also where what it answered to these texts was logged, but written by PyTorch."""
+    register_all(params(), root)
+    assert client(root).get_model_version(MODEL, "1").tags["engine"] == "pytorch"
+    texts = [row["source"] for row in records()]
+    theirs, otherwise = by_engine(root, texts), TextToText.load(root / "models" / TASK).generate(texts)
+    assert chrf(theirs, texts) != chrf(otherwise, texts)
+    write_model(root, seed=2)
+    write_results(root, right=0.9)
+    ours = params()
+    ours = ours.model_copy(update={"evaluate": ours.evaluate.model_copy(update={"engine": "ctranslate2"})})
+    assert register_all(ours, root)[TASK]["alias"] == "champion"
+    tags = client(root).get_model_version(MODEL, "2").tags
+    answers = [text if number < 0.9 * RECORDS else "???" for number, text in enumerate(texts)]
+    assert float(tags["difference"]) == pytest.approx(chrf(answers, texts) - chrf(theirs, texts), abs=1e-3)
+    assert tags["engine"] == "ctranslate2"
+
+
+def test_where_the_champion_has_no_such_engine_both_answer_by_pytorch(root: Path) -> None:
+    write_model(root, seed=1, positions="alibi")
+    register_all(params(), root)
+    texts = [row["source"] for row in records(first=100)]
+    theirs = TextToText.load(root / "models" / TASK).generate(texts)
+    write_model(root, seed=2)
+    write_results(root, right=0.9, first=100)
+    mine = TextToText.load(root / "models" / TASK).generate(texts)
+    ours = params()
+    ours = ours.model_copy(update={"evaluate": ours.evaluate.model_copy(update={"engine": "ctranslate2"})})
+    second = register_all(ours, root)[TASK]
+    assert "both answered by PyTorch, as version 1 cannot by ctranslate2: " in second["reason"]
+    tags = client(root).get_model_version(MODEL, "2").tags
+    assert float(tags["difference"]) == pytest.approx(chrf(mine, texts) - chrf(theirs, texts), abs=1e-3)
+
+
 def test_a_champion_that_cannot_answer_stays_champion(root: Path) -> None:
     register_all(params(), root)
     [config] = (root / ".pipeline" / "mlartifacts").rglob(f"artifacts/{TASK}/config.json")
@@ -148,9 +189,39 @@ def test_a_model_whose_answers_hang_on_rounding_is_refused_for_its_export(tmp_pa
     assert "probabilities of tokens differ by" in found
 
 
-def test_an_encoder_has_no_export_that_writes(tmp_path: Path) -> None:
-    save_model(tmp_path, SpanReader(tiny.model(architecture="encoder")), tiny.write_tokenizer(tmp_path / "t"), {})
-    assert check_export(tmp_path, ["A text."]) == (True, "not checked: a SpanReader writes no text")
+def test_what_writes_nothing_or_not_as_ctranslate2_would_gives_the_same_numbers_in_onnx(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    reader = SpanReader(tiny.model(architecture="encoder", encoder_layers=1))
+    far = tiny.model(architecture="decoder", decoder_layers=1, positions="relative")
+    prefix = tiny.model(architecture="decoder", decoder_layers=1, bidirectional_prefix=True)
+    folders = []
+    for model in (reader, far, prefix):
+        folders.append(tmp_path / f"model-{len(folders)}")
+        folders[-1].mkdir()
+        save_model(folders[-1], model, tiny.write_tokenizer(tmp_path / "t"), {})
+    for folder in folders[:2]:
+        fine, found = check_export(folder, ["A text."])
+        assert fine
+        assert re.fullmatch(r"in ONNX: model\.onnx: numbers within \d\.\de-\d\d", found)
+    fine, found = check_export(folders[2], ["A text."])
+    assert fine
+    assert found.startswith("not checked: CTranslate2 has no counterpart (bidirectional_prefix: ")
+    for parameter in reader.parameters():
+        parameter.data.mul_(1000)
+    save_model(folders[0], reader, tiny.write_tokenizer(tmp_path / "t"), {})
+    fine, found = check_export(folders[0], ["A text."])
+    assert not fine
+    assert re.match("exported to ONNX, it does not give the same numbers: .*scores differ by up to", found)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as where it is not installed
+    assert check_export(folders[0], ["A text."]) == (
+        True,
+        "not checked: a SpanReader writes no text, and onnxruntime is not installed",
+    )
+    assert list((tmp_path / "temporary").iterdir()) == []
+    assert capfd.readouterr() == ("", "")
 
 
 LOAD = """

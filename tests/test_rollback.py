@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from stages.election import Verdict, elect, forerunners
 from stages.register import register_all
 from stages.registry import Registry
 from stages.rollback import rollback
+from stages.spool import file_lock
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -100,6 +102,36 @@ def test_over_several_versions_none_of_them_comes_back_by_itself(root: Path) -> 
     }  # fmt: skip
     rollback(params(), TASK, "3", root)
     assert (aliases(root)["champion"], tags(root, "3")["state"]) == ("3", "promoted")
+
+
+def test_it_waits_for_a_registration_that_is_at_work(root: Path) -> None:
+    """Which is on its way to make version 5 champion, and would do so again if it lost the alias half-way."""
+    client(root).create_model_version(MODEL, source=str(root), tags={"strength": "20"})
+    half_way, over, said = threading.Event(), threading.Event(), []
+
+    class Slow(Registry):
+        def set_alias(self, alias: str, number: str) -> None:
+            super().set_alias(alias, number)
+            half_way.set()
+            over.wait(5)  # a rollback that does not wait for it is over by then
+
+    def register() -> None:
+        registry = Slow(client(root), MODEL)
+        with file_lock(root / ".pipeline" / "registry.lock"):
+            elect(registry, "5", lambda one, other: Verdict(strength_of(root, one) > strength_of(root, other), ""))
+
+    def roll_back() -> None:
+        said.append(rollback(params(), TASK, None, root))
+        over.set()
+
+    threads = [threading.Thread(target=work) for work in (register, roll_back)]
+    threads[0].start()
+    assert half_way.wait(60)
+    threads[1].start()
+    for thread in threads:
+        thread.join()
+    assert said == [f"{MODEL}: champion is now version 3, no longer version 5"]
+    assert (aliases(root)["champion"], tags(root, "5")["state"]) == ("3", "rolled back")
 
 
 def test_what_cannot_be_done_is_one_line(root: Path) -> None:

@@ -19,13 +19,22 @@ def test_the_table_has_every_metric_and_system_and_the_difference() -> None:
     found = score_task(["chrf", "ter"], references, systems, 100, 1)
     assert set(found["signatures"]) == set(found["metrics"]) == {"chrf", "ter"}
     for name, table in found["metrics"].items():
-        assert set(table) == {*systems, "difference"}
+        assert set(table) == {*systems, "difference", "over_baseline"}
         for system, texts in systems.items():
             assert table[system]["score"] == pytest.approx(score(name, references, texts), abs=1e-4)
             assert table[system]["low"] <= table[system]["score"] <= table[system]["high"]
         assert table["difference"] == compare(name, references, good, systems["scratch"], 100, 1)
+        assert table["over_baseline"] == compare(name, references, good, references, 100, 1)
     assert found["metrics"]["ter"]["difference"]["high"] < 0 < found["metrics"]["chrf"]["difference"]["low"]
-    assert "difference" not in score_task(["chrf"], references, {"pretrained": good}, 100, 1)["metrics"]["chrf"]
+    assert set(score_task(["chrf"], references, {"pretrained": good}, 100, 1)["metrics"]["chrf"]) == {"pretrained"}
+    two = {"pretrained": good, "baseline": references}
+    assert set(score_task(["chrf"], references, two, 100, 1)["metrics"]["chrf"]) == {*two, "over_baseline"}
+
+
+def test_signatures_are_of_the_references_at_hand() -> None:
+    table = score_task(["bleu", "chrf"], ["打开客厅的灯。", "关闭它。"], {"pretrained": ["打开客厅的门。", "x"]}, 50, 1)
+    assert "|tok:char|" in table["signatures"]["bleu"]
+    assert table["metrics"]["bleu"]["pretrained"]["score"] > 20
 
 
 def test_equal_seeds_give_equal_intervals() -> None:

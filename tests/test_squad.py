@@ -63,6 +63,27 @@ def test_answers_stand_where_they_stood_and_none_is_none(tmp_path: Path) -> None
     assert all(len(of_article) == 1 for of_article in splits.values())
 
 
+def test_of_several_answers_the_first_is_learned_and_all_that_differ_are_kept(tmp_path: Path) -> None:
+    rows, context = [], "Ada, Countess of  Lovelace, wrote to a@b.org about the engine of Charles Babbage."
+    answers = [["Ada", "Ada", "Countess of  Lovelace", "", "Ada"], ["to a@b.org"], ["the engine", "a@b.org", "engine"]]
+    for number in range(60):
+        texts = answers[number % 3]
+        starts = [context.index(text) for text in texts]
+        found = {"question": f"What of {letters(number)}?", "context": f"{context} {letters(number)}"}
+        rows.append(found | {"answers": {"text": texts, "answer_start": starts}, "number": number})
+    write_jsonl(tmp_path / "raw/mine/a.jsonl", rows)
+    for masked, address in ((["email"], "<EMAIL>"), ([], "a@b.org")):
+        run(tmp_path, ENTRY, mask_personal=masked)
+        kept = records(tmp_path, "question_answering")
+        assert {(row["answer"], row["other_answers"]) for row in kept} == {
+            ("Ada", '["Countess of Lovelace"]'),
+            (f"to {address}", ""),
+            ("the engine", f'["{address}", "engine"]'),
+        }
+        for row in kept:
+            assert row["context"][int(row["answer_start"]) :].startswith(row["answer"])
+
+
 def test_what_is_no_question_is_set_aside_with_its_number(tmp_path: Path) -> None:
     context = "Some words stand here."
     odd = [
@@ -73,15 +94,16 @@ def test_what_is_no_question_is_set_aside_with_its_number(tmp_path: Path) -> Non
         {"question": "Where?", "answers": [{"text": "words"}]},
         {"question": "Where?", "answers": [{"text": 5, "answer_start": 0}]},
         {"question": "\ud800?", "answers": []},
+        {"question": "Where?", "answers": [{"text": "words", "answer_start": 5}, {"text": 5, "answer_start": 0}]},
     ]
     write(tmp_path / "raw/mine/a.json", squad(*articles(30), [(context, odd)]))
     run(tmp_path, ENTRY)
     reasons = dict(quarantine(tmp_path))
-    assert list(reasons) == list(range(61, 68))
+    assert list(reasons) == list(range(61, 69))
     assert reasons[61] == "it has no answer, and is_impossible does not say that there is none"
     assert reasons[62] == "its question is empty"
     assert reasons[64] == "its answer does not stand in its context"
-    assert all(reasons[n].startswith("not a question in the format of SQuAD") for n in (63, 65, 66))
+    assert all(reasons[n].startswith("not a question in the format of SQuAD") for n in (63, 65, 66, 68))
     assert reasons[67].startswith("its question is not UTF-8")
 
 

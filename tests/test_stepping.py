@@ -43,6 +43,31 @@ def test_beams_that_branch_and_rows_that_leave_are_as_if_alone(shape: str, padde
                 rows, path_BWT = rows[kept], path_BWT[kept]
 
 
+@pytest.mark.parametrize("padded", [True, False])
+def test_when_beams_branch_nothing_that_was_cached_is_copied(padded: bool) -> None:
+    """Of the encoder's side there is one copy for all beams of a row, and it lies where it was first written."""
+    ours = lively()
+    texts = sources(5) if padded else [text[:4] for text in sources(5)]
+    source_BS, real_BS = tensors(texts, ours)
+    with torch.no_grad():
+        state = ours.begin(source_BS, real_BS)
+        ours.step_beams(torch.full((5, 1), ours.config.bos_id), state)
+
+        def cross() -> list[tuple[int, tuple[int, ...]]]:
+            sides = [side for cache in state.caches for side in (cache.cross.key_BHLK, cache.cross.value_BHLK)]
+            return [(side.data_ptr(), tuple(side.shape)) for side in sides]
+
+        first = cross()
+        assert len({place for place, _ in first}) == 2 * ours.config.decoder_layers
+        assert all(shape[0] == 5 and shape[2] == source_BS.shape[1] for _, shape in first)
+        for width in (4, 4, 2, 4):
+            own = [cache.own.key_BHLK.data_ptr() for cache in state.caches]
+            state.branch(torch.randint(1 if state.start == 1 else 2, (5, width)))
+            assert [cache.own.key_BHLK.data_ptr() for cache in state.caches] == own
+            ours.step_beams(torch.randint(5, VOCAB_SIZE, (5, width)), state)
+            assert cross() == first
+
+
 @pytest.mark.parametrize("shape", ["encoder-decoder", "decoder, like Llama"])
 def test_laid_out_for_steps_a_model_computes_the_same_and_keeps_its_weights(shape: str) -> None:
     ours, other = lively(**SHAPES[shape]), lively(**SHAPES[shape])

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -9,6 +10,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from lightning_modules.decoding import Decoding
+from lightning_modules.errors import PipelineError
 from stages.params_data import Table
 from stages.params_schema import Params
 from stages.prepare import prepare
@@ -34,7 +36,7 @@ def test_a_task_is_whole(name: str) -> None:
     assert record[task.fields[-1]] not in source, "the answer is in the question"
     assert task.primary in task.metrics
     assert ("encoder" in task.architectures) == (task.kind != "text")
-    assert task.baseline is None or task.baseline(record) != ""
+    assert not callable(task.baseline) or task.baseline(record) != ""
     assert Decoding(max_tokens=8, **task.decoding).answers == 1
 
 
@@ -50,17 +52,30 @@ def test_its_metrics_are_known_and_reward_the_right_answer(name: str) -> None:
 @pytest.mark.parametrize("language", ["de", "pt-BR", "zh_Hans", "yue"])
 def test_copying_the_source_leaves_the_tag_out(language: str) -> None:
     copy = TASKS["translation"].baseline
-    assert copy is not None
+    assert callable(copy)
     assert copy({"source": f"{language_tag(language)}Open to de: light"}) == "Open to de: light"
     assert copy({"source": "Welcome to de: light"}) == "Welcome to de: light"
     entry = {"source": "a", "reader": "table", "columns": {"source": "a"}, "to": language}
     assert Table.model_validate(entry).tag == language_tag(language)
 
 
+@pytest.mark.parametrize("metric", ["ter", "perplexity"])
+def test_no_task_is_led_by_a_metric_of_which_less_is_better(metric: str) -> None:
+    with pytest.raises(PipelineError, match=rf"cannot be led by {metric}, of which less is better: .* Lead with chrf"):
+        replace(TASKS["translation"], primary=metric)
+
+
+def test_what_counts_as_right_is_the_target_and_what_the_data_says_besides() -> None:
+    task = TASKS["question_answering"]
+    record = {"question": "Who?", "context": "Ada, or Countess Ada.", "answer": "Ada"}
+    assert task.references(record) == task.references(record | {"other_answers": ""}) == "Ada"
+    assert task.references(record | {"other_answers": '["Countess Ada"]'}) == ["Ada", "Countess Ada"]
+
+
 def test_of_a_dialogue_the_end_is_kept_and_the_last_turn_repeated() -> None:
     task = TASKS["dialogue"]
     assert task.keep == "end"
-    assert task.baseline is not None
+    assert callable(task.baseline)
     assert task.baseline({"history": "Hello!\nHow are you?"}) == "How are you?"
 
 

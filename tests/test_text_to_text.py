@@ -75,6 +75,25 @@ def test_answers_come_in_order_whatever_the_size_of_batches(folder: Path) -> Non
 WRITERS = ("encoder-decoder", "decoder")
 
 
+@pytest.mark.parametrize("kind", WRITERS)
+def test_the_longest_sources_are_written_for_first(folder: Path) -> None:
+    writer, read = TextToText.load(folder), list[tuple[int, int]]()
+    begin = writer.model.begin
+
+    def begun(source_BS: torch.Tensor, *rest: Any) -> Any:
+        read.append((source_BS.shape[0], source_BS.shape[1]))
+        return begin(source_BS, *rest)
+
+    writer.model.begin = begun
+    writer.generate(TEXTS, batch_tokens=100)
+    lengths = [length for _, length in read]
+    assert len(set(lengths)) > 5
+    assert lengths == sorted(lengths, reverse=True)
+    needed = sorted((min(len(ids) + 1, 30) for ids in encoded(TEXTS)), reverse=True)
+    assert lengths[0] == needed[0]
+    assert sum(count * length for count, length in read) < 1.2 * sum(needed)  # of padding there is little
+
+
 @pytest.mark.parametrize("keep_end", [False, True])
 @pytest.mark.parametrize("kind", WRITERS)
 def test_an_answer_is_what_the_model_writes_for_the_cut_and_ended_source(

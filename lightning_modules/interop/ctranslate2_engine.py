@@ -1,11 +1,13 @@
 """A fine-tuned model answering through CTranslate2 instead of PyTorch: the same texts in and out, several times faster.
 
 Opening costs an export with its comparison (`interop.ctranslate2`: some hundred steps of decoding), in a temporary
-folder that is gone once the weights are in memory. With 8-bit weights most texts stay the same, not all
+folder that goes with the engine. With 8-bit weights most texts stay the same, not all
 (`python -m benchmarks.decoding`); with float32 all but those where rounding decides.
 """
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,15 +52,15 @@ class CTranslate2Engine:
             self.decoding = Decoding(**{"max_tokens": limits["max_target_tokens"]} | about.get("decoding", {}))
         except (TypeError, ValueError) as error:
             raise PipelineError(f"{folder}/config.json: decoding: {error}") from error
-        self.tokenizer = load_tokenizer(folder)
-        opened = ctranslate2.Generator if self.prompts else ctranslate2.Translator
-        with tempfile.TemporaryDirectory() as place:
-            exported = Path(place) / "exported"
-            export(folder, exported, "int8" if quantization == "int8" else "float32")
-            self.names = read_vocabulary(exported)
-            self.threads = threads or torch.get_num_threads()
-            # A thread for each batch is faster than all on one: the matrices of a step are small.
-            self.network = opened(str(exported), device="cpu", inter_threads=self.threads, intra_threads=1)
+        self.tokenizer, self.library = load_tokenizer(folder), ctranslate2
+        place = Path(tempfile.mkdtemp())
+        weakref.finalize(self, shutil.rmtree, place, ignore_errors=True)
+        self.exported = place / "exported"
+        export(folder, self.exported, "int8" if quantization == "int8" else "float32")
+        self.names = read_vocabulary(self.exported)
+        self.threads = threads or torch.get_num_threads()
+        # A thread for each batch is faster than all on one: the matrices of a step are small.
+        self.network = self._opened(self.threads, 1)
         self.ids = {name: number for number, name in enumerate(self.names)}
 
     def generate(
@@ -71,8 +73,8 @@ class CTranslate2Engine:
         """The best answer to each of `texts`, in their order; `done(count)` is called as they are finished.
 
         Without `decoding` the model's own. CTranslate2 ends a beam search as soon as `beams` texts are finished,
-        whatever `decoding.stop` says, never lets a decoder's beams end at once, does not count <s> as written, and
-        draws by a seed of its own. Raises PipelineError for what it cannot do.
+        whatever `decoding.stop` says, never lets a decoder's beams end at once, and does not count <s> as written. What
+        it draws, `decoding.seed` and all of `texts` decide together. Raises PipelineError for what it cannot do.
         """
         decoding = decoding or self.decoding
         if decoding.min_p:
@@ -82,25 +84,43 @@ class CTranslate2Engine:
         sources = [[*ids[kept(len(ids), self.max_source, self.keep_end)], self.eos] for ids in rows]
         order = sorted(range(len(sources)), key=lambda i: len(sources[i]), reverse=True)
         outputs = [""] * len(sources)
+        network = self._drawing(decoding.seed) if decoding.sample else self.network
         for start in range(0, len(order), CHUNK):
             chunk = order[start : start + CHUNK]
-            ids = self._written([sources[i] for i in chunk], decoding, batch_tokens)
+            ids = self._written(network, [sources[i] for i in chunk], decoding, batch_tokens)
             for i, text in zip(chunk, self.tokenizer.decode_batch(ids), strict=True):
                 outputs[i] = text.strip()
             done(len(chunk))
         return outputs
 
-    def _written(self, sources: list[list[int]], decoding: Decoding, batch_tokens: int) -> list[list[int]]:
-        share = -(-sum(map(len, sources)) // self.threads)  # of a thread, where there is little to write
-        options = self._options(decoding) | {"max_batch_size": min(batch_tokens, share), "batch_type": "tokens"}
+    def _opened(self, inter_threads: int, intra_threads: int) -> Any:
+        opened = self.library.Generator if self.prompts else self.library.Translator
+        return opened(str(self.exported), device="cpu", inter_threads=inter_threads, intra_threads=intra_threads)
+
+    def _drawing(self, seed: int) -> Any:
+        """A network whose draws begin with those of the seed.
+
+        CTranslate2 seeds the generator of each of its threads when that first draws, and never again. So there is one
+        new thread: of several, whichever is free takes the next batch.
+        """
+        self.library.set_random_seed(seed % 2**32)
+        return self._opened(1, self.threads)
+
+    def _written(
+        self, network: Any, sources: list[list[int]], decoding: Decoding, batch_tokens: int
+    ) -> list[list[int]]:
+        if not decoding.sample:  # draws hang on what else is in a batch, which threads are not to decide
+            share = -(-sum(map(len, sources)) // self.threads)  # of a thread, where there is little to write
+            batch_tokens = min(batch_tokens, share)
+        options = self._options(decoding) | {"max_batch_size": batch_tokens, "batch_type": "tokens"}
         if self.prompts:
             prompts = [[self.names[token] for token in (*source, self.bos)] for source in sources]
-            results = self.network.generate_batch(
+            results = network.generate_batch(
                 prompts, max_length=decoding.max_tokens, include_prompt_in_result=False, **options
             )
             written = [result.sequences_ids[0] for result in results]
         else:
-            results = self.network.translate_batch(
+            results = network.translate_batch(
                 [[self.names[token] for token in source] for source in sources],
                 max_decoding_length=decoding.max_tokens,
                 min_decoding_length=0,

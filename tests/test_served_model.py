@@ -1,0 +1,53 @@
+"""What every kind of model answers where MLflow serves it, in a process that does not have our repository."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny
+from registered import MODEL, params, write_model, write_results
+from test_register import LOAD, REPOSITORY
+
+from lightning_modules.model_folder import Model, save_model
+from lightning_modules.text_to_text import TextToText
+from lightning_modules.transformer.heads import Classifier, SpanReader
+from stages.delivery import tracking_uri
+from stages.register import register_all
+from stages.tasks import TASKS
+
+QUESTIONS = [
+    TASKS["question_answering"].source_text({"question": "Which word?", "context": context})
+    for context in tiny.sentences()[:3]
+]
+MODELS: dict[str, tuple[Callable[[], Model], list[str]]] = {
+    "points at spans": (lambda: SpanReader(tiny.model(architecture="encoder")), QUESTIONS),
+    "names classes": (lambda: Classifier(tiny.model(architecture="encoder"), ["cold", "warm"]), tiny.sentences()[:3]),
+    "goes on": (lambda: tiny.lively(architecture="decoder"), tiny.sentences()[:3]),
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_it_loads_and_answers_where_our_repository_is_not(study: Path, kind: str) -> None:
+    make, texts = MODELS[kind]
+    folder = write_model(study, seed=1)
+    limits = {"max_source_tokens": 60, "max_target_tokens": 8}
+    save_model(folder, make(), study / "data" / "tokenizer" / "tokenizer.json", limits)
+    write_results(study, right=0.5)
+    ours = params()
+    quick = ours.promotion.model_copy(update={"check_export": False})
+    register_all(ours.model_copy(update={"promotion": quick}), study)
+    expected = TextToText.load(folder).generate(texts)
+    assert any(expected)
+
+    elsewhere = study / "elsewhere"
+    elsewhere.mkdir()
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {"MLFLOW_TRACKING_URI": tracking_uri(study), "PATH": path}
+    command = [sys.executable, "-c", LOAD, f"models:/{MODEL}@champion", str(REPOSITORY), json.dumps(texts)]
+    done = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.strip().split("\n")[0]) == expected
