@@ -1,14 +1,10 @@
 """What happens around training steps: checkpoints to resume from, the best weights, stopping on request."""
 
-import os
-import shutil
 import signal
-import zipfile
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
@@ -16,17 +12,15 @@ from pytorch_lightning.trainer.states import TrainerFn
 from safetensors.torch import save_file
 
 from lightning_modules.batching import Batch
-from lightning_modules.errors import PipelineError
+from lightning_modules.disk import write_whole
+from lightning_modules.errors import Interrupted
 from lightning_modules.launch import require_same_step
 from lightning_modules.module import TransformerModule
 from lightning_modules.parallel import whole_state
 
 
 class Checkpoints(pl.Callback):
-    """Every so many steps everything needed to go on; after each validation, if it is the best, the weights alone.
-
-    Files appear under their names only when they are whole: written beside and renamed.
-    """
+    """Every so many steps everything needed to go on; after each validation, if it is the best, the weights alone."""
 
     def __init__(self, folder: Path, every: int, keep: int, average: int, patience: int) -> None:
         """`keep` checkpoints are kept, and the weights of the last `average` ones for a mean of them.
@@ -64,7 +58,7 @@ class Checkpoints(pl.Callback):
     ) -> None:
         """Saves when it is time; where a validation follows, after it."""
         if step_done(trainer, batch_idx) and self._due(trainer) and not validation_follows(trainer):
-            self._save(trainer, pl_module)
+            save_checkpoint(trainer, self.folder, self.keep)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keeps the weights of the best validation so far; ends a training that no longer improves; saves if due."""
@@ -82,19 +76,27 @@ class Checkpoints(pl.Callback):
             if self.patience and self.without_improvement >= self.patience:
                 trainer.should_stop = True
         if self._due(trainer) and not trainer.should_stop and trainer.state.fn == TrainerFn.FITTING:
-            self._save(trainer, pl_module)
+            save_checkpoint(trainer, self.folder, self.keep)
 
-    def _due(self, trainer: pl.Trainer) -> bool:
-        return trainer.global_step % self.every == 0
-
-    def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.average:
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Writes the weights that a mean is made of before the checkpoint from which it would lack them."""
+        if self.average and trainer.global_step and self._due(trainer):
             assert isinstance(pl_module, TransformerModule)
             save_weights(trainer, pl_module, self.folder / f"weights-{trainer.global_step:09d}.safetensors")
             if trainer.is_global_zero:
                 for old in sorted(self.folder.glob("weights-*.safetensors"))[: -self.average]:
                     old.unlink()
-        save_checkpoint(trainer, self.folder, self.keep)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Saves the last step, where more is to be done than to write the model, and it is not saved yet."""
+        last = trainer.global_step >= trainer.max_steps
+        if last and not self._due(trainer) and (self.average or not validation_follows(trainer)):
+            save_checkpoint(trainer, self.folder, self.keep)
+
+    def _due(self, trainer: pl.Trainer) -> bool:
+        return trainer.global_step % self.every == 0
 
 
 def step_done(trainer: pl.Trainer, batch_idx: int) -> bool:
@@ -112,10 +114,10 @@ def validation_follows(trainer: pl.Trainer) -> bool:
 
 
 def save_weights(trainer: pl.Trainer, module: TransformerModule, path: Path) -> None:
-    """Writes the weights alone, whole or not at all. All ranks must call it."""
+    """Writes the weights alone, whole or not at all. All ranks must call it. Raises PipelineError where it cannot."""
     whole = whole_state(module.model)
     if trainer.is_global_zero:
-        _write(path, lambda to: save_file({name: tensor.contiguous() for name, tensor in whole.items()}, to))
+        write_whole(path, lambda to: save_file({name: tensor.contiguous() for name, tensor in whole.items()}, to))
 
 
 def save_checkpoint(trainer: pl.Trainer, folder: Path, keep: int) -> None:
@@ -123,64 +125,42 @@ def save_checkpoint(trainer: pl.Trainer, folder: Path, keep: int) -> None:
 
     Raises PipelineError where it cannot be written; those before it are left as they are.
     """
-    path = folder / f"step-{trainer.global_step:09d}.ckpt"
-    _write(path, trainer.save_checkpoint, written=trainer.is_global_zero)
+    trainer.save_checkpoint(folder / f"step-{trainer.global_step:09d}.ckpt")  # by CheckpointFiles
     if trainer.is_global_zero:
         for old in sorted(folder.glob("step-*.ckpt"))[:-keep]:
             old.unlink()
 
 
-def _write(path: Path, write: Callable[[Path], None], written: bool = True) -> None:
-    """Lets `write` make a file beside `path`; moves it there once it is on the disk and can be read again.
+@runtime_checkable
+class UnevenEpochs(Protocol):
+    """Batches whose epochs differ in length, as those of pairs do."""
 
-    Ranks that only take part in making it (`written` is false) have no file.
+    first_batches: list[int]  # of each epoch so far, and of the next
+
+
+class PastEpochs(pl.Callback):
+    """Keeps in checkpoints where the epochs of pairs so far began, so that going on costs no more than starting.
+
+    Nothing depends on it but the time to find the place: without it some seconds a million pairs and epoch.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    try:
-        write(unfinished)
-        if not written:
-            return
-        with unfinished.open("rb") as file:
-            os.fsync(file.fileno())
-        if path.suffix == ".ckpt":
-            check_readable(unfinished)
-        unfinished.replace(path)
-    except (OSError, RuntimeError, zipfile.BadZipFile) as error:  # the second: torch's own
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
-        free = shutil.disk_usage(path.parent).free
-        raise PipelineError(
-            f"{path} cannot be written ({error}; {free / 1e9:.1f} GB free there): what was saved before is kept, and "
-            "the same command goes on from it once there is room"
-        ) from error
 
+    def __init__(self, batches: UnevenEpochs) -> None:
+        self.batches = batches
 
-def check_readable(path: Path) -> None:
-    """Raises where a checkpoint is cut or a byte of it is not what was written (ZIP's checksums; 1 s a gigabyte)."""
-    with zipfile.ZipFile(path) as archive:
-        if damaged := archive.testzip():
-            raise zipfile.BadZipFile(f"{damaged} in it has changed since it was written")
-    torch.load(path, map_location="meta", weights_only=True, mmap=True)
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return {"first_batches": list(self.batches.first_batches)}
 
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that can be read. One that cannot is named on stdout and set aside as `*.damaged`."""
-    for path in sorted(folder.glob("step-*.ckpt"), reverse=True):
-        try:
-            check_readable(path)
-        except Exception as error:  # a cut or overwritten file fails in many ways
-            print(f"checkpoint {path} cannot be read ({error}): set aside, using the one before", flush=True)
-            path.rename(path.with_suffix(".damaged"))
-        else:
-            return path
-    return None
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes them up again."""
+        self.batches.first_batches = state_dict["first_batches"]
 
 
 class StopOnSignal(pl.Callback):
     """SIGTERM or SIGINT: finish the step, save a checkpoint, end. On several ranks all stop at the same step.
 
-    Lightning's own SIGTERM handling exits with status 0 and hangs under DDP, so this one replaces it.
+    In a validation no more than the batch, or the scores, at hand are finished: going on, it is made anew. Lightning's
+    own SIGTERM handling exits with status 0 and hangs under DDP, so this one replaces it.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
@@ -209,9 +189,21 @@ class StopOnSignal(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Stops here, or where a validation follows, after it."""
+        """Stops here, or where a validation follows, in it."""
         if step_done(trainer, batch_idx) and not validation_follows(trainer):
             self._stop_if_told(trainer, pl_module)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Has Lightning forget that a validation before this one was broken off, or it would make this one twice."""
+        trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.reset()
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Breaks the validation off."""
+        self._break_off_if_told(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Also before texts are written to be scored."""
+        self._break_off_if_told(trainer, pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stops here, unless the training has just ended by itself."""
@@ -219,13 +211,38 @@ class StopOnSignal(pl.Callback):
             self._stop_if_told(trainer, pl_module)
 
     def _stop_if_told(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Asks all ranks whether any was told to stop."""
-        told = torch.tensor(float(self._signal != 0), device=pl_module.device)
-        if trainer.world_size > 1:
-            told = trainer.strategy.reduce(told, reduce_op="sum")  # type: ignore[assignment]
-        if told > 0:
-            save_checkpoint(trainer, self.folder, self.keep)
-            trainer.strategy.barrier()  # the file is in its place before any process ends, and takes others with it
-            self.stopped = True
+        if self._told(trainer, pl_module):
+            self._save(trainer)
             trainer.should_stop = True
             trainer.limit_val_batches = 0  # Lightning would validate before it stops
+
+    def _break_off_if_told(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Raises Interrupted. After the last step there is a checkpoint already (`Checkpoints.on_train_end`)."""
+        if not self._told(trainer, pl_module):
+            return
+        if trainer.state.fn == TrainerFn.FITTING:
+            # Saved as within the work on a batch, whatever the batch: Lightning takes that up before it trains on.
+            progress: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+            progress.current.reset()
+            progress.total.processed = progress.total.completed = progress.total.ready - 1
+            self._save(trainer)
+            raise Interrupted(stopped_at(trainer))
+        self.stopped = True
+        raise Interrupted("the training was over but for a validation; the same command makes it")
+
+    def _told(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
+        """Asks all ranks whether any was told to stop."""
+        if trainer.world_size == 1:
+            return self._signal != 0
+        told = torch.tensor(float(self._signal != 0), device=pl_module.device)
+        return bool(trainer.strategy.reduce(told, reduce_op="sum") > 0)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        save_checkpoint(trainer, self.folder, self.keep)
+        trainer.strategy.barrier()  # the file is in its place before any process ends, and takes others with it
+        self.stopped = True
+
+
+def stopped_at(trainer: pl.Trainer) -> str:
+    """What is told of a training that was stopped."""
+    return f"checkpoint of step {trainer.global_step} saved; the same command goes on from there"

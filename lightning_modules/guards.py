@@ -19,7 +19,9 @@ from torch import Tensor
 
 from lightning_modules.batching import Batch
 from lightning_modules.callbacks import save_checkpoint, step_done, validation_follows
+from lightning_modules.disk import write_whole
 from lightning_modules.errors import PipelineError
+from lightning_modules.launch import require_same_step
 from lightning_modules.module import TransformerModule
 from lightning_modules.roll_back import ReturnPoint, RollBack, leave_out, spikes
 
@@ -97,8 +99,10 @@ class StepGuard(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The first weights, too, may have to be gone back to."""
-        if self.on_spike == "roll_back" and trainer.global_step == 0:
-            save_checkpoint(trainer, self.folder, self.keep)
+        if self.on_spike == "roll_back":
+            require_same_step(trainer)  # one that goes on from a checkpoint takes no part in saving another
+            if trainer.global_step == 0:
+                save_checkpoint(trainer, self.folder, self.keep)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
@@ -208,7 +212,11 @@ class StepGuard(pl.Callback):
         assert isinstance(module, TransformerModule)
         rank = f"-rank-{trainer.global_rank}" if trainer.global_rank else ""
         path = self.folder / f"bad-batch-step-{step}{rank}.safetensors"
-        save_batches(path, batches)
+        try:
+            save_batches(path, batches)
+            where = f"is in {path}"
+        except PipelineError as error:  # which must not hide why there is something to be written
+            where = f"could not be kept ({error})"
         what = [] if isfinite(loss) else [f"the loss ({loss})"]
         gradients = {name: parameter.grad for name, parameter in module.model.named_parameters()}
         bad = [name for name, gradient in gradients.items() if gradient is not None and not gradient.isfinite().all()]
@@ -216,7 +224,7 @@ class StepGuard(pl.Callback):
         if bad or not what:
             what.append(f"the gradient of {', '.join(bad[:NAMES_TOLD])}{more}" if bad else "the length of the gradient")
         raise TrainingFailed(
-            f"{self.name}: not finite at step {step}: {'; '.join(what)}. The batch is in {path}; checkpoints are from "
+            f"{self.name}: not finite at step {step}: {'; '.join(what)}. The batch {where}; checkpoints are from "
             "before it. Lower learning_rate, lengthen warmup_steps, or set precision to 32-true"
         )
 
@@ -238,7 +246,10 @@ class _Arriving:
 
 
 def save_batches(path: Path, batches: list[Batch]) -> None:
-    """Writes the tensors of a step's batches, several where gradients are accumulated, as PART.FIELD: 0.source_BS."""
+    """Writes the tensors of a step's batches, several where gradients are accumulated, as PART.FIELD: 0.source_BS.
+
+    Raises PipelineError where it cannot.
+    """
     tensors: dict[str, Tensor] = {}
     for part, batch in enumerate(batches):
         for field, value in batch._asdict().items():
@@ -246,7 +257,4 @@ def save_batches(path: Path, batches: list[Batch]) -> None:
                 tensors[f"{part}.{field}"] = value.contiguous()
             elif isinstance(value, tuple):
                 tensors |= {f"{part}.{field}.{side}": tensor.contiguous() for side, tensor in enumerate(value)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    save_file(tensors, unfinished)
-    unfinished.replace(path)
+    write_whole(path, lambda unfinished: save_file(tensors, unfinished))

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
+from lightning_modules.disk import writing
 from lightning_modules.errors import PipelineError
 from lightning_modules.transformer.config import TransformerConfig
 from lightning_modules.transformer.heads import Classifier, SpanReader
@@ -32,11 +33,9 @@ def save_model(
     """Writes model.safetensors, config.json and tokenizer.json; low-rank updates are merged into their weights.
 
     `limits` and `usage` say how a task uses the model (`lightning_modules.text_to_text` reads them); after pre-training
-    there are none.
+    there are none. Raises PipelineError where they cannot be written.
     """
-    save_file(
-        {name: tensor.contiguous().cpu() for name, tensor in merged_state(model).items()}, folder / "model.safetensors"
-    )
+    weights = {name: tensor.contiguous().cpu() for name, tensor in merged_state(model).items()}
     config = {
         "transformer": asdict(model.config),
         "reads_spans": isinstance(model, SpanReader),
@@ -46,8 +45,11 @@ def save_model(
     }
     if isinstance(model, Classifier):
         config["labels"] = model.labels
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    shutil.copyfile(tokenizer_file, folder / "tokenizer.json")
+    with writing(folder):
+        save_file(weights, folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        shutil.copymode(folder / "config.json", folder / "model.safetensors")  # safetensors writes for its owner alone
+        shutil.copyfile(tokenizer_file, folder / "tokenizer.json")
 
 
 def read_config(folder: Path) -> dict[str, Any]:

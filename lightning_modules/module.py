@@ -66,6 +66,11 @@ class TransformerModule(pl.LightningModule):
                 self.average.load_state_dict(own_shares(self.model, self._restored))
                 self._restored = None
 
+    def on_validation_start(self) -> None:
+        """Does so here where the checkpoint was of the last step, and nothing is trained any more."""
+        if self._restored is not None and self.weights == "raw":
+            self.on_train_start()
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the averaged weights."""
         if self.average is not None:

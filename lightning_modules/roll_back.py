@@ -14,6 +14,7 @@ from typing import Any
 
 from lightning_modules.batching import Batch
 from lightning_modules.datamodule import Batches
+from lightning_modules.disk import write_whole, writing
 
 LIST = "left-out.json"
 
@@ -55,8 +56,12 @@ class Skipping:
 
     def __init__(self, batches: Batches, left_out: Sequence[int]) -> None:
         """`left_out` rises."""
-        self.batches, self.left_out = batches, left_out
-        self.batches_per_epoch, self.bytes_per_target = batches.batches_per_epoch, batches.bytes_per_target
+        self.batches, self.left_out, self.bytes_per_target = batches, left_out, batches.bytes_per_target
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Of the batches' own, left out or not."""
+        return self.batches.batches_per_epoch
 
     def training_batch(self, number: int, part: int, parts: int) -> Batch:
         """A share of the batch that is `number` once the others are left out."""
@@ -72,7 +77,8 @@ class ReturnPoint:
 
     Not simply the newest one, which may have been saved because the training was told to stop: where it goes back to
     must not depend on that. Such checkpoints push the older ones out of `folder`, and a validation since may have
-    replaced the best weights, so both are kept here under a second name.
+    replaced the best weights, so both are kept here under a second name. So are those of the multiple before: where the
+    newest checkpoint cannot be read, training goes on from there, and the best weights of then cannot be had anew.
     """
 
     def __init__(self, folder: Path, every: int) -> None:
@@ -81,20 +87,22 @@ class ReturnPoint:
     def keep(self, step: int) -> None:
         """Called where training goes on after `step` steps, whatever was to be saved there is.
 
-        Nothing is done the second time: since the first, the best weights may be of a later validation.
+        Nothing is done the second time: since the first, the best weights may be of a later validation. Raises
+        PipelineError where it cannot be written.
         """
         kept = self._kept(step)
         if self.before(step) != step or kept.exists():
             return
         unfinished = kept.with_suffix(".unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir()
-        for name in (_checkpoint(step), "best.safetensors"):
-            if (self.folder / name).exists():
-                _link(self.folder / name, unfinished / name)
-        unfinished.replace(kept)
+        with writing(kept):
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+            for name in (_checkpoint(step), "best.safetensors"):
+                if (self.folder / name).exists():
+                    _link(self.folder / name, unfinished / name)
+            unfinished.replace(kept)
         for other in self.folder.glob("return-*"):
-            if other != kept:
+            if other not in (kept, self._kept(step - self.every)):
                 shutil.rmtree(other)
 
     def before(self, step: int) -> int:
@@ -102,20 +110,24 @@ class ReturnPoint:
         return step // self.every * self.every
 
     def go_back(self, step: int) -> None:
-        """Puts `folder` back to what it was after `step` steps.
+        """Puts `folder` back to what it was after `step` steps. Raises PipelineError where it cannot be written.
 
         Killed in the middle, the training meets the same spike again, and this is done again; so the list of batches
         left out, which changes that, must be written last.
         """
         kept, best = self._kept(step), self.folder / "best.safetensors"
-        _link(kept / _checkpoint(step), self.folder / _checkpoint(step))
-        if (kept / best.name).exists():
-            _link(kept / best.name, best)
-        else:
-            best.unlink(missing_ok=True)
+        with writing(self.folder):
+            _link(kept / _checkpoint(step), self.folder / _checkpoint(step))
+            if (kept / best.name).exists():
+                _link(kept / best.name, best)
+            else:
+                best.unlink(missing_ok=True)
         for path in self.folder.glob("step-*.ckpt"):
             if path.name > _checkpoint(step):
                 path.unlink()
+        for path in self.folder.glob("return-*"):  # there where a damaged checkpoint was gone back behind
+            if path.name > kept.name:
+                shutil.rmtree(path)
 
     def _kept(self, step: int) -> Path:
         return self.folder / f"return-{step:09d}"
@@ -126,16 +138,14 @@ def _checkpoint(step: int) -> str:
 
 
 def leave_out(folder: Path, step: int, back: int) -> Spike:
-    """Adds the batches of the steps after `back` up to `step` (both from 1) to the list, whole or not at all."""
+    """Adds the batches of the steps after `back` up to `step` (both from 1) to the list, whole or not at all.
+
+    Raises PipelineError where it cannot be written.
+    """
     known, gone = spikes(folder), left_out(folder)
     spike = Spike(step, [batch_number(number, gone) for number in range(back, step)])
     entries: list[dict[str, Any]] = [vars(entry) for entry in (*known, spike)]
-    unfinished = folder / f"{LIST}.unfinished"
-    with unfinished.open("w") as file:
-        json.dump(entries, file)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(folder / LIST)
+    write_whole(folder / LIST, lambda unfinished: unfinished.write_text(json.dumps(entries)))
     return spike
 
 

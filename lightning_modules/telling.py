@@ -81,14 +81,15 @@ class Telling(pl.Callback):
         return self.counts["flops"] / max(self.seconds, 1e-9) / self.peak if self.peak else 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Measures the device, and opens the bar at the step that training starts from."""
+        """Measures the device, and opens the bar at the step that training starts from, which took it no time."""
         self.precision, self.devices = str(trainer.precision), trainer.world_size
         self.on_gpu = pl_module.device.type == "cuda"
         half = self.precision.startswith("bf16")
         self.peak = matmul_peak(pl_module.device, torch.bfloat16 if half else torch.float32)
         if trainer.is_global_zero:
             self._bar = self.make_bar(total=self.steps, name=self.name, unit="step")
-            self._bar.update(trainer.global_step)
+            self._bar.initial = self._bar.n = self._bar.last_print_n = trainer.global_step
+            self._bar.refresh()
         self._clock = time.perf_counter()
 
     def on_train_batch_end(
@@ -135,7 +136,8 @@ class Telling(pl.Callback):
             predicted = batch.targets // (ranks * trainer.accumulate_grad_batches)
         self.counts["tokens"] += rows * (source + written) * ranks
         self.counts["padding"] += batch.padding * ranks
-        self.counts["flops"] += step_flops(config, Shape(rows, source, written, predicted))
+        shared = trainer.world_size // ranks  # by so many devices that split a model
+        self.counts["flops"] += step_flops(config, Shape(rows, source, written, predicted)) // shared
 
     def _tell(self, trainer: pl.Trainer, module: TransformerModule) -> None:
         now = {"seconds": self.seconds, **self.counts}
@@ -152,14 +154,17 @@ class Telling(pl.Callback):
             "share_of_peak": since["flops"] / since["seconds"] / self.peak,
             "padding_share": since["padding"] / since["tokens"],
         } | _bits_per_byte(trainer, "train", float(loss))
-        self._add(row, trainer)
+        # As fast as so far, validations included.
+        left = self.seconds / trainer.global_step * (self.steps - trainer.global_step)
+        self._add(row, trainer, {"seconds_left": left})
         if self._bar is not None:
             self._bar.set_postfix_str(_in_short(row), refresh=False)
 
-    def _add(self, metrics: Metrics, trainer: pl.Trainer) -> None:
+    def _add(self, metrics: Metrics, trainer: pl.Trainer, passing: Metrics | None = None) -> None:
+        """A row; what is `passing` is of interest while it trains, and not in the curve."""
         self.rows.append({"step": trainer.global_step, **metrics})
         if self.record:
-            self.record(metrics, trainer.global_step)
+            self.record(metrics | (passing or {}), trainer.global_step)
 
 
 def _bits_per_byte(trainer: pl.Trainer, split: str, loss: float) -> Metrics:
@@ -182,7 +187,8 @@ def _in_short(row: Metrics) -> str:
 class StepTimes(pl.Callback):
     """Where a step's time goes: waiting for data, forward, backward, and the rest: clipping and the optimiser.
 
-    Waits for the device after each part, which costs a GPU some speed.
+    First of the callbacks; with `StepsApart` as the last of them, what they do between two steps, saving above all, is
+    no part of either. Waits for the device after each part, which costs a GPU some speed.
     """
 
     PARTS = ("data", "forward", "backward", "optimizer")
@@ -192,8 +198,8 @@ class StepTimes(pl.Callback):
         self.every, self.record = every, log
         self._spent, self._since, self._clock = dict.fromkeys(self.PARTS, 0.0), 0, 0.0
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Starts the clock."""
+    def start(self) -> None:
+        """A step begins: its data is waited for."""
         self._clock = time.perf_counter()
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
@@ -220,13 +226,28 @@ class StepTimes(pl.Callback):
             self.record({f"{part}_ms": 1000 * s / self._since for part, s in self._spent.items()}, trainer.global_step)
             self._spent, self._since = dict.fromkeys(self.PARTS, 0.0), 0
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A validation is no part of a step."""
-        self._clock = time.perf_counter()
-
     def _took(self, part: str, module: pl.LightningModule) -> None:
         if module.device.type == "cuda":
             torch.cuda.synchronize(module.device)
         now = time.perf_counter()
         self._spent[part] += now - self._clock
         self._clock = now
+
+
+class StepsApart(pl.Callback):
+    """Starts the clock of `StepTimes` when all other callbacks have done what they do before a step."""
+
+    def __init__(self, times: StepTimes) -> None:
+        self.times = times
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Before the first."""
+        self.times.start()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """After each."""
+        self.times.start()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """After a validation, which is no part of a step."""
+        self.times.start()

@@ -44,7 +44,7 @@ class TextPairs:
         self.config, self.batch_tokens = config, batch_tokens
         self.max_source, self.max_target, self.keep_end = max_source, max_target, keep_end
         self.nothing = config.pad_id  # a target that does not count
-        self._firsts = [0]  # the first batch of each epoch so far
+        self.first_batches = [0]  # of each epoch so far, and of the next
         lengths = self.source.lengths() + 1, self.target.lengths() + 1
         self.cut = {"source": int((lengths[0] > max_source).sum()), "target": int((lengths[1] > max_target).sum())}
         self.lengths = np.minimum(lengths[0], max_source), np.minimum(lengths[1], max_target)
@@ -64,10 +64,11 @@ class TextPairs:
     def training_batch(self, number: int, part: int, parts: int) -> Batch:
         """A share of batch `number` of the endless sequence of epochs."""
         # Epochs differ by a batch or so in length, so their lengths are added up, not divided by.
-        while number >= self._firsts[-1]:
-            self._firsts.append(self._firsts[-1] + len(self._epoch_batches(len(self._firsts) - 1)))
-        epoch = bisect_right(self._firsts, number) - 1
-        return self._share(self._epoch_batches(epoch)[number - self._firsts[epoch]], part, parts)
+        firsts = self.first_batches
+        while number >= firsts[-1]:
+            firsts.append(firsts[-1] + len(self._epoch_batches(len(firsts) - 1)))
+        epoch = bisect_right(firsts, number) - 1
+        return self._share(self._epoch_batches(epoch)[number - firsts[epoch]], part, parts)
 
     def validation_batches(self, part: int, parts: int) -> Iterator[Batch]:
         """Every pair once."""

@@ -9,6 +9,7 @@ import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_modules.allocator import keep_memory
+from lightning_modules.checkpoint_files import CheckpointFiles
 from lightning_modules.errors import PipelineError
 from lightning_modules.hardware import Choice, Hardware
 from lightning_modules.launch import bound_waiting, require_launched
@@ -57,6 +58,7 @@ def build_trainer(
             gradient_clip_val=gradient_clip or None,
             use_distributed_sampler=False,
             callbacks=callbacks,
+            plugins=[CheckpointFiles()],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,

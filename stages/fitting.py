@@ -8,7 +8,8 @@ import pytorch_lightning as pl
 
 from lightning_modules.advice import GapWarning
 from lightning_modules.averaging import mean_of_files
-from lightning_modules.callbacks import Checkpoints, StopOnSignal, newest_checkpoint
+from lightning_modules.callbacks import Checkpoints, PastEpochs, StopOnSignal, UnevenEpochs, stopped_at
+from lightning_modules.checkpoint_files import newest_checkpoint
 from lightning_modules.datamodule import Batches, TextDataModule
 from lightning_modules.errors import Interrupted
 from lightning_modules.guards import StepGuard
@@ -17,7 +18,7 @@ from lightning_modules.model_folder import Model
 from lightning_modules.module import TransformerModule
 from lightning_modules.parallel import is_sharded, own_shares, require_possible, whole_state
 from lightning_modules.roll_back import RollBack, Skipping, left_out
-from lightning_modules.telling import StepTimes, Telling
+from lightning_modules.telling import StepsApart, StepTimes, Telling
 from lightning_modules.trainer import build_trainer
 from lightning_modules.transformer.model import count_parameters
 from lightning_modules.transformer.stack import recompute_activations
@@ -64,8 +65,11 @@ def _try(
     hardware = Hardware(**{key: getattr(section, key) for key in Hardware.__dataclass_fields__})
     choice = choose(hardware, model.config.d_model, job.same_shapes)
     callbacks: list[pl.Callback] = [guard, GapWarning(guard), telling, checkpoints, stop]
+    if isinstance(train, UnevenEpochs):
+        callbacks.append(PastEpochs(train))
     if section.step_times and log is not None:
-        callbacks.insert(0, StepTimes(every, log))
+        times = StepTimes(every, log)
+        callbacks = [times, *callbacks, StepsApart(times)]
     trainer = build_trainer(
         hardware,
         choice,
@@ -80,7 +84,7 @@ def _try(
     trained = copy.deepcopy(model) if is_sharded(trainer) else model  # the one saved and sampled from stays whole
     if choice.compiled:
         trained.compile()  # in place: names and saved weights stay as they are
-    start = newest_checkpoint(folder)
+    start = newest_checkpoint(folder, trainer.is_global_zero)
     resumed_from = 0
     if start:
         resumed_from = int(start.stem.removeprefix("step-"))
@@ -95,7 +99,7 @@ def _try(
     data = TextDataModule(Skipping(train, left_out(folder)), validation)
     trainer.fit(module, data, ckpt_path=start, weights_only=True)
     if stop.stopped:
-        raise Interrupted(f"checkpoint of step {trainer.global_step} saved; the same command goes on from there")
+        raise Interrupted(stopped_at(trainer))
     if not telling.validated(trainer.global_step):  # the last step need not be a multiple of validate_every
         trainer.validate(module, data, verbose=False)
     if section.average_checkpoints:

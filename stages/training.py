@@ -5,6 +5,8 @@ Rerunning a killed training goes on from its newest checkpoint.
 
 import csv
 import json
+import os
+import platform
 import resource
 import shutil
 import sys
@@ -18,6 +20,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from lightning_modules.datamodule import Batches
+from lightning_modules.disk import writing
 from lightning_modules.errors import Interrupted, PipelineError
 from lightning_modules.guards import TrainingFailed
 from lightning_modules.model_folder import Model, new_model, save_model, sha256
@@ -125,16 +128,18 @@ def run_training(
             "tokens_per_second": telling.counts["tokens"] / max(telling.seconds, 1e-9),
             "on_gpu": telling.on_gpu,
             "devices": telling.devices,
+            "machine": _machine(telling.devices, telling.on_gpu),
             "precision": telling.precision,
             "peak_flops": telling.peak,
             "share_of_peak": telling.share_of_peak,
             "peak_memory": _peak_memory(),
             "resumed_from": resumed_from,
             "cut": job.cut,
+            "missing": job.missing,
             "mlflow_run_id": run.run_id,
         }
         how = usage()
-        with whole_directory(job.output) as folder:
+        with writing(job.output), whole_directory(job.output) as folder:
             save_model(folder, model, job.tokenizer_file, job.limits, how)
             (folder / "training.json").write_text(json.dumps(training, indent=2) + "\n")
             write_curve(folder / "curve.csv", telling.rows)
@@ -158,6 +163,24 @@ def _peak_memory() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _machine(devices: int, on_gpu: bool) -> str:
+    """What trained, in words: the GPUs or the processor, the cores beside them, the system."""
+    if on_gpu and torch.cuda.is_available():
+        name = f"{devices} × " * (devices > 1) + torch.cuda.get_device_name()
+    else:
+        name = _processor()
+    return f"{name}, {os.cpu_count()} cores, {platform.system()} {platform.release()}"
+
+
+def _processor() -> str:
+    """The CPU's name as Linux has it, else as Python does."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def write_curve(path: Path, rows: list[dict[str, float]]) -> None:

@@ -40,6 +40,7 @@ class Job:
     cut: dict[str, int]  # training texts longer than the limits
     same_shapes: bool  # whether all its batches look alike
     score: Callable[[Model], float] | None = None  # by which validations choose the best weights; None: by the loss
+    missing: int = 0  # training pairs left out: their answer does not stand in the source, or is too long
 
     @cached_property
     def checkpoints(self) -> Path:

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ from safetensors.torch import load_file
 from tiny import config, recipe
 from tqdm import tqdm
 
-from lightning_modules.callbacks import Checkpoints, StopOnSignal, newest_checkpoint
+from lightning_modules.callbacks import Checkpoints, PastEpochs, StopOnSignal
+from lightning_modules.checkpoint_files import newest_checkpoint
 from lightning_modules.datamodule import Batches, TextDataModule
+from lightning_modules.errors import Interrupted
 from lightning_modules.model_folder import Model, new_model
 from lightning_modules.module import TransformerModule
 from lightning_modules.telling import Telling
-from lightning_modules.text_pairs import SpanPairs
+from lightning_modules.text_pairs import SpanPairs, TextPairs
 from lightning_modules.transformer.heads import SpanReader
 from lightning_modules.transformer.model import Encoder
 from stages.fitting import try_mean
@@ -41,7 +44,7 @@ class Moments(pl.Callback):
             self.act()
 
     on_train_batch_start = on_train_batch_end = _moment
-    on_validation_start = on_validation_batch_end = on_validation_end = _moment
+    on_validation_start = on_validation_batch_end = on_validation_epoch_end = on_validation_end = _moment
     on_train_start = on_train_end = _moment
 
 
@@ -78,7 +81,17 @@ class Result:
     moments: int
 
 
-def train(plan: Plan, folder: Path, *before: pl.Callback, after: tuple[pl.Callback, ...] = ()) -> Result:
+def _no_bar(**_: Any) -> "tqdm[Any]":
+    return tqdm(disable=True)
+
+
+def train(
+    plan: Plan,
+    folder: Path,
+    *before: pl.Callback,
+    after: tuple[pl.Callback, ...] = (),
+    bar: Callable[..., "tqdm[Any]"] = _no_bar,
+) -> Result:
     """As stages/training.py does it: from the newest checkpoint, to the end or the first moment that stops it."""
     shape = {"d_model": 16, "d_ff": 16, "encoder_layers": 1, "decoder_layers": 1, "dropout": 0.1}
     model: Model = new_model(config(**shape, **plan.changes), seed=0)
@@ -86,17 +99,19 @@ def train(plan: Plan, folder: Path, *before: pl.Callback, after: tuple[pl.Callba
         assert isinstance(model, Encoder)
         model = SpanReader(model)
     checkpoints, stop = Checkpoints(folder, plan.save_every, 2, plan.average, plan.patience), StopOnSignal(folder, 2)
-    telling = Telling("test", plan.steps, 1, lambda **_: tqdm(disable=True), None)
-    callbacks = [*before, telling, checkpoints, stop, *after]
+    telling = Telling("test", plan.steps, 1, bar, None)
+    epochs = [PastEpochs(plan.split)] if isinstance(plan.split, TextPairs) else []
+    callbacks = [*before, telling, checkpoints, stop, *epochs, *after]
     trainer = tiny.trainer(plan.steps, plan.validate_every, 1.0, callbacks, plan.accumulate)
     settings = {"steps": plan.steps, "learning_rate": plan.learning_rate, "ema_decay": plan.ema_decay}
     module = TransformerModule(model, recipe(**settings), plan.score)
     data = TextDataModule(plan.split, plan.split)
-    trainer.fit(module, data, ckpt_path=newest_checkpoint(folder), weights_only=True)
-    if not stop.stopped and not telling.validated(trainer.global_step):
-        trainer.validate(module, data, verbose=False)
-    if not stop.stopped and plan.average:
-        try_mean(trainer, module, data, folder)
+    with suppress(Interrupted):
+        trainer.fit(module, data, ckpt_path=newest_checkpoint(folder), weights_only=True)
+        if not stop.stopped and not telling.validated(trainer.global_step):
+            trainer.validate(module, data, verbose=False)
+        if not stop.stopped and plan.average:
+            try_mean(trainer, module, data, folder)
     best = folder / "best.safetensors"
     timed = ("tokens_per_second", "share_of_peak")
     rows = [{key: value for key, value in row.items() if key not in timed} for row in telling.rows]

@@ -5,11 +5,10 @@ test_training.
 """
 
 import signal
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -17,14 +16,16 @@ from interruptions import Killed, Moments, Plan, Result, assert_same, raise_kill
 from safetensors.torch import load_file
 from tiny import pairs_split, rows_split
 
-from lightning_modules.callbacks import newest_checkpoint
+from lightning_modules import text_pairs
+from lightning_modules.batching import Indices, length_batches
+from lightning_modules.checkpoint_files import newest_checkpoint
 from lightning_modules.model_folder import Model
 
 # Saving and validating at the same steps, at different ones, and at the very last.
 PLANS = {
     "rows": {"save_every": 2, "validate_every": 3, "steps": 8},
     "pairs": {"save_every": 3, "validate_every": 3, "steps": 6},
-    "seldom": {"save_every": 5, "validate_every": 2, "steps": 6},
+    "seldom": {"save_every": 5, "validate_every": 2, "steps": 7, "ema_decay": 0.5},
     "averaged": {"save_every": 2, "validate_every": 3, "steps": 6, "accumulate": 2, "ema_decay": 0.5, "average": 2},
 }
 
@@ -34,8 +35,9 @@ def plan_of(name: str, root: Path) -> Plan:
 
 
 def moments(name: str, first: bool, expected: Result) -> range:
-    """All of them; of the averaged plan, whose steps have two parts, the odd ones, else the even ones."""
-    return range(1 + (name == "averaged" and not first), expected.moments + 1, 1 + (name == "averaged"))
+    """All of them; of the longer plans one half before the other callbacks and the other half after them."""
+    longer = name in ("averaged", "seldom")
+    return range(1 + (longer and not first), expected.moments + 1, 1 + longer)
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["before-the-others", "after-the-others"])
@@ -82,9 +84,11 @@ def test_other_architectures_killed_now_and_then_end_as_if_never_killed_too(name
 def test_stopped_by_sigterm_at_every_moment_it_saves_and_goes_on_from_there(name: str, tmp_path: Path) -> None:
     plan, handler = plan_of(name, tmp_path), signal.getsignal(signal.SIGTERM)
     expected, stops = train(plan, tmp_path / "whole", Moments()), 0
-    for at in range(1, expected.moments + 1):
+    signals = moments(name, True, expected)
+    for at in signals:
         folder = tmp_path / f"stopped-{at}"
         result = train(plan, folder, Moments(at, send_sigterm))
+        assert result.moments <= at + (2 if plan.accumulate == 1 else 4) + 1, "a validation ends after a batch"
         assert signal.getsignal(signal.SIGTERM) is handler
         if result.stopped:
             stops += 1
@@ -92,11 +96,9 @@ def test_stopped_by_sigterm_at_every_moment_it_saves_and_goes_on_from_there(name
             assert newest is not None
             assert newest.name == f"step-{result.steps:09d}.ckpt"
             assert_same(train(plan, folder), expected)
-        else:  # it came after the last step: the training was over anyway
+        else:  # it came after the last validation: the training was over anyway
             assert_same(result, expected)
-    # Validations after the last step (of those weights, of their mean) are over soon: two moments, and one a batch.
-    late = (plan.steps % plan.validate_every > 0) + (plan.average > 0)
-    assert stops >= expected.moments - 2 - 5 * late
+    assert stops >= len(signals) - 2
 
 
 def test_a_signal_that_comes_before_the_first_step_stops_after_it(tmp_path: Path) -> None:
@@ -141,47 +143,23 @@ def test_only_the_newest_two_checkpoints_are_kept_and_nothing_unfinished(tmp_pat
     assert names == ["best.safetensors", "step-000000006.ckpt", "step-000000008.ckpt"]
 
 
-def test_a_checkpoint_holds_tensors_and_plain_values_only(tmp_path: Path) -> None:
-    train(plan_of("rows", tmp_path), tmp_path / "run")
-    newest = newest_checkpoint(tmp_path / "run")
-    assert newest is not None
-    assert torch.load(newest, weights_only=True)["global_step"] == 8
-
-
-def cut(whole: bytes, left: int) -> bytes:
-    return whole[:left]
-
-
-def changed(whole: bytes, at: int) -> bytes:
-    """One bit of a weight is not what was written."""
-    return whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
-
-
-@pytest.mark.parametrize(
-    "damaged",
-    [*(partial(cut, left=left) for left in (0, 1, 1000, -1000)), *(partial(changed, at=at) for at in (2000, -3000))],
-    ids=lambda damaged: f"{damaged.func.__name__}{damaged.keywords}",
-)
-def test_a_damaged_checkpoint_is_named_and_set_aside(
-    damaged: Callable[[bytes], bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    plan, folder = plan_of("rows", tmp_path), tmp_path / "run"
+def test_going_on_makes_no_epoch_but_its_own_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, folder = plan_of("pairs", tmp_path), tmp_path / "run"
+    plan.steps = plan.validate_every = 40
     expected = train(plan, tmp_path / "whole")
     with pytest.raises(Killed):
-        train(plan, folder, after=(Moments(20, raise_killed),))
-    newest, before = sorted(folder.glob("step-*.ckpt"), reverse=True)
-    newest.write_bytes(damaged(newest.read_bytes()))
-    capsys.readouterr()
-    assert newest_checkpoint(folder) == before
-    assert str(newest) in capsys.readouterr().out
-    assert newest.with_suffix(".damaged").exists()
+        train(plan, folder, Moments(75, raise_killed))
+    made: list[None] = []
+
+    def counted(source: Indices, target: Indices, tokens: int, rng: np.random.Generator | None) -> list[Indices]:
+        made.extend([None] * (rng is not None))
+        return length_batches(source, target, tokens, rng)
+
+    monkeypatch.setattr(text_pairs, "length_batches", counted)
+    plan.split, epoch = pairs_split(tmp_path / "store"), plan.split.batches_per_epoch
+    assert plan.steps > 5 * epoch
     assert_same(train(plan, folder), expected)
-
-
-def test_without_any_readable_checkpoint_it_starts_anew(tmp_path: Path) -> None:
-    assert newest_checkpoint(tmp_path / "nowhere") is None
-    (tmp_path / "step-000000004.ckpt").write_bytes(b"PK\x03\x04 not a checkpoint")
-    assert newest_checkpoint(tmp_path) is None
+    assert len(made) <= 1 + (plan.steps - 36) // (epoch - 1)
 
 
 def test_the_mean_of_the_last_checkpoints_is_kept_where_it_is_the_best(tmp_path: Path) -> None:

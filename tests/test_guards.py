@@ -1,5 +1,7 @@
 """Trainings that go wrong at a step chosen beforehand: what is told, saved and left alone, and what a rerun does."""
 
+from contextlib import suppress
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,15 @@ from interruptions import Killed, Moments, assert_same, raise_killed, train
 from safetensors.torch import load_file
 from spikes import SOON, guard, plan_of, spiky
 from stage_runs import PRETRAIN, start, workspace
-from tiny import config, recipe
+from test_launch import Ahead
+from tiny import config, pairs_split, recipe, trainer
 
 from lightning_modules import guards
-from lightning_modules.callbacks import newest_checkpoint
-from lightning_modules.guards import RunningLoss, TrainingFailed
+from lightning_modules.callbacks import Checkpoints
+from lightning_modules.checkpoint_files import newest_checkpoint
+from lightning_modules.datamodule import TextDataModule
+from lightning_modules.errors import PipelineError
+from lightning_modules.guards import RunningLoss, StepGuard, TrainingFailed
 from lightning_modules.model_folder import new_model
 from lightning_modules.module import TransformerModule
 from lightning_modules.optim import OPTIMIZERS
@@ -84,6 +90,46 @@ def test_what_is_not_finite_ends_it_and_is_never_saved(what: str, at: int, tmp_p
         assert torch.equal(saved["0.source_BS"], batch.source_BS)
         assert torch.equal(saved["0.target_BT"], batch.target_BT)
     assert_same(train(plan, folder), train(plan, tmp_path / "good"))  # once the reason is gone
+
+
+def test_nor_is_it_averaged(tmp_path: Path) -> None:
+    """At a step that is due for saving and not for validation."""
+    plan, folder = plan_of(tmp_path, steps=9, average=2), tmp_path / "run"
+    with pytest.raises(TrainingFailed, match="not finite at step 8:"):
+        train(plan, folder, guard(folder, plan), Poison(8, gradient=float("nan")))
+    saved = sorted(folder.glob("weights-*"))
+    assert [path.name for path in saved] == ["weights-000000004.safetensors", "weights-000000006.safetensors"]
+    assert all(tensor.isfinite().all() for path in saved for tensor in load_file(path).values())
+
+
+def test_where_the_batch_cannot_be_saved_the_reason_to_save_it_is_told_all_the_same(tmp_path: Path) -> None:
+    plan, folder = plan_of(tmp_path), tmp_path / "run"
+    (folder / "bad-batch-step-3.safetensors").mkdir(parents=True)
+    with pytest.raises(TrainingFailed, match=r"not finite at step 3: the gradient of .* could not be kept") as caught:
+        train(plan, folder, Poison(3, gradient=float("nan")), guard(folder, plan))
+    assert "\n" not in str(caught.value)
+    assert not list(folder.glob("*.unfinished"))
+
+
+def train_two(folder: Path) -> None:
+    """Two processes that may roll back, the second of which believes that it went on from step 5."""
+    first = StepGuard("test", folder, "roll_back", 100, 1, None)
+    callbacks = [Ahead(), first, Checkpoints(folder, 100, 1, 0, 0)]
+    made, split = trainer(20, 100, 1.0, callbacks, devices=2, strategy="ddp_fork"), pairs_split(folder / "data")
+    with suppress(PipelineError):
+        made.fit(TransformerModule(new_model(config(), 0), recipe(steps=20)), TextDataModule(split, split))
+
+
+def test_processes_that_found_different_checkpoints_save_none_together(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIPELINE_PEER_TIMEOUT", "60")
+    child = get_context("spawn").Process(target=train_two, args=(tmp_path,))
+    child.start()
+    child.join(timeout=240)
+    assert child.exitcode is not None
+    assert "the processes found different checkpoints: this one goes on from step" in capfd.readouterr().out
+    assert not list(tmp_path.glob("step-*"))
 
 
 def test_the_parameters_whose_gradient_is_bad_are_named(tmp_path: Path) -> None:

@@ -4,13 +4,16 @@ The moments differ from run to run of these tests; pytest prints the seed with a
 """
 
 import errno
+import json
 import os
 import random
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,7 @@ from stage_runs import (
 from tiny import read_json
 
 # All that has a state: dropout, moving and other averages, accumulated gradients, checkpoints and validations that fall
-# together now and then. An epoch of the text is 18 batches, so its boundaries are passed, too.
+# together now and then.
 STATEFUL: dict[str, Any] = {
     "accumulate": 3,
     "ema_decay": 0.9,
@@ -41,73 +44,120 @@ STATEFUL: dict[str, Any] = {
     "warmup_steps": 5,
 }
 SHORT = {"steps": 60, "learning_rate": 2e-3}
+EPOCH = 15  # batches of the text
+Settings = dict[str, Any]
+
+
+def pre_training(**changes: Any) -> Settings:
+    return {"model": {"dropout": 0.1}, "pretrain": STATEFUL | SHORT | changes}
+
+
+def fine_tuning(**changes: Any) -> Settings:
+    return {"finetune": STATEFUL | changes, "task": SHORT}
+
+
+# A stage, its output, its settings, the steps from a checkpoint to the next: those of the first lie between epochs.
 CASES = {
-    "pre-training": (PRETRAIN, "pretrained", {"model": {"dropout": 0.1}, "pretrain": STATEFUL | SHORT}),
-    "fine-tuning": (SCRATCH, "translation-scratch", {"finetune": STATEFUL, "task": SHORT}),
-    "two processes": (SCRATCH, "translation-scratch", {"finetune": STATEFUL | {"devices": 2}, "task": SHORT}),
+    "pre-training": (PRETRAIN, "pretrained", pre_training(checkpoint_every=EPOCH), EPOCH),
+    "fine-tuning": (SCRATCH, "translation-scratch", fine_tuning(), 4),
+    "two processes": (SCRATCH, "translation-scratch", fine_tuning(devices=2), 4),
 }
+Undisturbed = Callable[[tuple[str, ...], Settings], tuple[Path, float]]
 
 
-def kill_after(root: Path, command: tuple[str, ...], seconds: float) -> bool:
-    """Kills the stage then, with all its processes; False where it had ended by itself."""
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """Makes a workspace in which a stage ran that nobody killed, the same for all tests, and says how long it took."""
+    made: dict[str, tuple[Path, float]] = {}
+
+    def make(command: tuple[str, ...], settings: Settings) -> tuple[Path, float]:
+        key = json.dumps([command, settings])
+        if key not in made:
+            root = workspace(tmp_path_factory.mktemp("whole") / "whole", **settings)
+            began = time.monotonic()
+            finish(root, command)
+            made[key] = root, time.monotonic() - began
+        return made[key]
+
+    return make
+
+
+def kill_after(root: Path, command: tuple[str, ...], seconds: float) -> None:
+    """Kills the stage then, with all its processes, unless it has ended by itself."""
     with running(root, command) as process:
         ends = time.monotonic() + seconds
         while time.monotonic() < ends and process.poll() is None:
             time.sleep(0.01)
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        return process.wait() == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_killed_at_random_moments_it_learns_the_same_to_the_bit(case: str, tmp_path: Path) -> None:
-    command, output, settings = CASES[case]
+def test_killed_at_random_moments_it_learns_the_same_to_the_bit(
+    case: str, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    command, output, settings, every = CASES[case]
     seed = random.SystemRandom().randrange(10**6)
     print("seed", seed)
     rng = random.Random(seed)
-    whole = workspace(tmp_path / "whole", **settings)
-    began = time.monotonic()
-    finish(whole, command)
-    took = time.monotonic() - began
+    whole, took = undisturbed(command, settings)
     root = workspace(tmp_path / "killed", **settings)
-    with running(root, command) as process:  # once when there surely is something to go on from
-        await_checkpoint(process, root, 4 * rng.randint(1, 8))
-        os.killpg(process.pid, signal.SIGKILL)
-    kills = [kill_after(root, command, rng.uniform(0.5, 1.0) * took) for _ in range(3)]
-    log = finish(root, command)
-    assert any(kills) or "going on" not in log
+    for _ in range(2):
+        kill_after(root, command, rng.uniform(0.4, 1.0) * took)
+    with running(root, command) as process:  # once more when there surely is something to go on from
+        await_checkpoint(process, root, every * rng.randint(1, 32 // every))
+    assert "going on from step" in finish(root, command)
     assert_same_result(root / "models" / output, whole / "models" / output)
-    assert read_json(whole / "models" / output / "training.json")["weights"] in ("raw", "ema", "mean")
+    told = read_json(root / "models" / output / "training.json")
+    assert told["resumed_from"] % every == 0 < told["resumed_from"]
+    assert told["weights"] in ("raw", "ema", "mean")
 
 
-def test_killed_after_its_last_step_it_tells_the_same_of_itself(tmp_path: Path) -> None:
-    settings = {"finetune": STATEFUL, "task": SHORT}
-    whole, root = workspace(tmp_path / "whole", **settings), workspace(tmp_path / "killed", **settings)
-    finish(whole, SCRATCH)
+def test_killed_after_its_last_step_it_tells_the_same_of_itself(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    """It is saved whatever `checkpoint_every` is: there are validations yet to come."""
+    settings = fine_tuning(checkpoint_every=25)
+    whole, root = undisturbed(SCRATCH, settings)[0], workspace(tmp_path / "killed", **settings)
     with running(root, SCRATCH) as process:
         while not list((root / ".pipeline/checkpoints").glob(f"*/step-*{SHORT['steps']}.ckpt")):
             assert process.poll() is None, (root / "log.txt").read_text()
-        os.killpg(process.pid, signal.SIGKILL)
     assert f"going on from step {SHORT['steps']}" in finish(root, SCRATCH)
     assert_same_result(root / "models/translation-scratch", whole / "models/translation-scratch")
 
 
-def test_killed_while_it_writes_a_checkpoint_it_uses_the_one_before(tmp_path: Path) -> None:
-    settings = {"finetune": STATEFUL | {"checkpoint_every": 1}, "task": SHORT}
-    whole, root = workspace(tmp_path / "whole", **settings), workspace(tmp_path / "killed", **settings)
-    finish(whole, SCRATCH)
-    kills = 0
-    for step in (3, 20, 40):
-        with running(root, SCRATCH) as process:
+@pytest.mark.skipif(sys.platform != "linux", reason="says of a process when it has stopped")
+@pytest.mark.parametrize(
+    ("command", "output", "settings"),
+    [
+        (PRETRAIN, "pretrained", pre_training(checkpoint_every=1, steps=30)),
+        (SCRATCH, "translation-scratch", fine_tuning(checkpoint_every=1) | {"task": SHORT | {"steps": 30}}),
+    ],
+    ids=["pre-training", "fine-tuning"],
+)
+def test_killed_while_it_writes_a_checkpoint_it_uses_the_one_before(
+    command: tuple[str, ...], output: str, settings: Settings, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    whole, root = undisturbed(command, settings)[0], workspace(tmp_path / "killed", **settings)
+    for step in (2, 10):
+        with running(root, command) as process:
             await_checkpoint(process, root, step)
-            while not (unfinished := list((root / ".pipeline/checkpoints").glob("*/step-*.unfinished"))):
-                assert process.poll() is None, (root / "log.txt").read_text()
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        kills += any(path.exists() for path in unfinished)
-    assert kills, "no kill fell into a write"
-    finish(root, SCRATCH)
-    assert_same_result(root / "models/translation-scratch", whole / "models/translation-scratch")
+            unfinished = stopped_in_a_write(process, root)
+            before = checkpoints(root)[-1]
+            assert unfinished.name > before.name
+    log = finish(root, command)
+    assert f"going on from step {int(before.stem.removeprefix('step-'))} " in log
+    assert "cannot be read" not in log
+    assert_same_result(root / "models" / output, whole / "models" / output)
+
+
+def stopped_in_a_write(process: "subprocess.Popen[str]", root: Path) -> Path:
+    """Stops a stage, which is then to be killed, when it has written a part of a checkpoint; returns that file."""
+    while True:
+        assert process.poll() is None, (root / "log.txt").read_text()
+        if not (found := list((root / ".pipeline/checkpoints").glob("*/step-*.unfinished"))):
+            continue
+        os.killpg(process.pid, signal.SIGSTOP)
+        os.waitpid(process.pid, os.WUNTRACED)
+        if found[0].exists() and 0 < found[0].stat().st_size < 0.99 * checkpoints(root)[-1].stat().st_size:
+            return found[0]
+        os.killpg(process.pid, signal.SIGCONT)
 
 
 def test_begun_by_two_processes_one_goes_on_with_the_same_records(tmp_path: Path) -> None:
@@ -128,24 +178,33 @@ def test_begun_by_two_processes_one_goes_on_with_the_same_records(tmp_path: Path
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of another process are Linux's")
-def test_a_full_disk_is_one_line_and_what_was_saved_is_gone_on_from(tmp_path: Path) -> None:
-    """No file may grow beyond a few bytes less than a checkpoint: the system refuses what a full disk refuses."""
-    settings = {"finetune": {"checkpoint_every": 10}, "task": SHORT}
-    whole, root = workspace(tmp_path / "whole", **settings), workspace(tmp_path / "full", **settings)
-    finish(whole, SCRATCH)
+@pytest.mark.parametrize("what", [".ckpt", "best.safetensors"])
+def test_a_full_disk_is_one_line_and_what_was_saved_is_gone_on_from(
+    what: str, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    """No file may grow beyond a few bytes less than such a one: the system refuses what a full disk refuses."""
+    settings = {"finetune": {"checkpoint_every": 10, "validate_every": 5}, "task": SHORT | {"steps": 40}}
+    whole, root = undisturbed(SCRATCH, settings)[0], workspace(tmp_path / "full", **settings)
     with running(root, SCRATCH) as process:
-        await_checkpoint(process, root, 10)
-        limit = checkpoints(root)[0].stat().st_size - 100
-        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
+        if what == ".ckpt":
+            await_checkpoint(process, root, 10)
+            size = checkpoints(root)[0].stat().st_size
+        else:  # the first of them is written before any checkpoint is
+            size = (whole / "models/translation-scratch/model.safetensors").stat().st_size
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size - 100, size - 100))
         assert process.wait(timeout=60) == 1
     lines = (root / "log.txt").read_text().splitlines()
     error = [line for line in lines if line.startswith("error:")]
     assert error == [lines[-1]]
+    assert f"{what} cannot be written" in error[0]
     assert os.strerror(errno.EFBIG) in error[0]
     assert "what was saved before is kept" in error[0]
-    assert [path.name for path in (root / ".pipeline/checkpoints").glob("*/*.unfinished")] == []
-    kept = checkpoints(root)[-1].stem.removeprefix("step-")
-    assert f"going on from step {int(kept)}" in finish(root, SCRATCH)
+    left = {path.suffix for path in (root / ".pipeline/checkpoints").glob("*/*")}
+    assert left <= {".ckpt", ".safetensors", ""}
+    kept = [f"going on from step {int(path.stem.removeprefix('step-'))} " for path in checkpoints(root)[-1:]]
+    assert len(kept) == (what == ".ckpt")
+    log = finish(root, SCRATCH)
+    assert all(words in log for words in kept)
     assert_same_result(root / "models/translation-scratch", whole / "models/translation-scratch")
 
 

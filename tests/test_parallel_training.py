@@ -18,8 +18,11 @@ from processes import eventually, free_port, still_works
 from safetensors.torch import load_file, save_file
 from stage_runs import PRETRAIN, checkpoints, curve, finish, workspace
 from tiny import config, hardware, pairs_split, read_json, recipe, tokenizer
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from lightning_modules.callbacks import Checkpoints, newest_checkpoint
+from lightning_modules.callbacks import Checkpoints
+from lightning_modules.checkpoint_files import newest_checkpoint
 from lightning_modules.datamodule import TextDataModule
 from lightning_modules.errors import PipelineError
 from lightning_modules.hardware import choose
@@ -77,6 +80,37 @@ class Losses(pl.Callback):
         self.rows.append(list(pl_module.validation_losses.values()))
 
 
+class Wire(pl.Callback):
+    """Of each batch the numbers in the largest tensor sent while it is learnt, and in a rank's share of its logits."""
+
+    def __init__(self) -> None:
+        self.rows: list[list[int]] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.heard = Heard()
+        self.heard.__enter__()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.heard.__exit__(None, None, None)
+        logits = batch.targets * pl_module.model.config.vocab_size // trainer.world_size
+        self.rows.append([max(self.heard.sizes), logits])
+
+
+class Heard(TorchDispatchMode):
+    """Sees every call of torch, and notes the sizes of the tensors that processes exchange."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **kwargs or {})
+        if "c10d" in func.namespace:
+            tensors = (leaf for leaf in tree_leaves((args, found)) if isinstance(leaf, torch.Tensor))
+            self.sizes += [tensor.numel() for tensor in tensors]
+        return found
+
+
 def work(folder: Path, plan: dict[str, Any]) -> None:
     """One process of a training; the first writes losses and weights."""
     split = pairs_split(folder / f"data-{os.getpid()}", **plan["model"])
@@ -87,20 +121,22 @@ def work(folder: Path, plan: dict[str, Any]) -> None:
         model = SpanReader(model)
     module = TransformerModule(model, recipe(steps=8, ema_decay=plan["ema_decay"], label_smoothing=0.1))
     used = hardware(**{key: plan[key] for key in ("devices", "num_nodes", "strategy")})
-    losses, saving = Losses(), Checkpoints(folder, 2, 2, 0, 0)
-    trainer = build_trainer(used, choose(used, 32, False), plan["steps"], plan["accumulate"], 3, 1.0, [losses, saving])
+    losses, wire = Losses(), Wire()
+    callbacks = [losses, *([wire] if plan["listen"] else []), Checkpoints(folder, 2, 2, 0, 0)]
+    trainer = build_trainer(used, choose(used, 32, False), plan["steps"], plan["accumulate"], 3, 1.0, callbacks)
     data = TextDataModule(split, split)
     trainer.fit(module, data, ckpt_path=newest_checkpoint(folder), weights_only=True)
     weights = whole_state(module.model)
     if trainer.is_global_zero:
         save_file({name: tensor.clone() for name, tensor in weights.items()}, folder / "weights.safetensors")
         (folder / "losses.json").write_text(json.dumps(losses.rows))
+        (folder / "wire.json").write_text(json.dumps(wire.rows))
 
 
 def train(folder: Path, strategy: str = "auto", nodes: int = 1, **changes: Any) -> Result:
     """A training of 8 steps; of one process in this one; on several nodes, each started by its own torchrun."""
     plan = {"strategy": strategy, "devices": 1 if strategy == "auto" else 2, "num_nodes": nodes} | changes
-    plan = {"steps": 8, "accumulate": 1, "ema_decay": 0.0, "model": {}} | plan
+    plan = {"steps": 8, "accumulate": 1, "ema_decay": 0.0, "model": {}, "listen": False} | plan
     folder.mkdir(exist_ok=True)
     if strategy == "auto":
         work(folder, plan)
@@ -144,6 +180,7 @@ def assert_same(got: Result, expected: Result) -> None:
 @pytest.mark.parametrize(
     ("strategy", "settings"),
     [
+        ("ddp", AVERAGED),
         ("fsdp", AVERAGED),
         ("fsdp", {"model": BERT}),
         ("fsdp", {"model": CHARACTERS}),
@@ -154,8 +191,17 @@ def assert_same(got: Result, expected: Result) -> None:
     ],
 )
 def test_two_processes_learn_what_one_does(tmp_path: Path, strategy: str, settings: dict[str, Any]) -> None:
-    """Ranks of `fsdp` have batches with different numbers of target tokens; those that split a model have the same."""
+    """Ranks of `ddp` and `fsdp` read different numbers of target tokens; those that split a model read the same."""
     assert_same(train(tmp_path / "two", strategy, **settings), train(tmp_path / "one", **settings))
+
+
+def test_logits_stay_where_they_are_made(tmp_path: Path) -> None:
+    """With a vocabulary so large that all else that is sent is smaller than a share of them."""
+    large = {"model": {"vocab_size": 4000}, "steps": 2}
+    train(tmp_path / "two", "tensor_parallel", listen=True, **large)
+    rows = json.loads((tmp_path / "two/wire.json").read_text())
+    assert len(rows) == 2
+    assert all(0 < largest < logits for largest, logits in rows)
 
 
 def test_split_on_each_of_two_nodes_and_sharded_over_them(tmp_path: Path) -> None:
@@ -165,14 +211,13 @@ def test_split_on_each_of_two_nodes_and_sharded_over_them(tmp_path: Path) -> Non
 def test_a_checkpoint_is_whole_and_others_go_on_from_it(tmp_path: Path) -> None:
     whole = train(tmp_path / "one", **AVERAGED)
     rows: list[list[float]] = []
+    # The seventh step is saved because it is the last.
     for steps, strategy in ((2, "fsdp"), (4, "tensor_parallel"), (6, "fsdp"), (7, "auto"), (8, "tensor_parallel")):
         got, weights = train(tmp_path / "many", strategy, steps=steps, **AVERAGED)
         rows += got
-        saved = torch.load(tmp_path / f"many/step-{steps // 2 * 2:09d}.ckpt", weights_only=True)
+        saved = torch.load(tmp_path / f"many/step-{steps:09d}.ckpt", weights_only=True)
         shapes = {name.removeprefix("model."): tensor.shape for name, tensor in saved["state_dict"].items()}
         assert shapes == {name: tensor.shape for name, tensor in whole[1].items()}
-    # Trained up to 7 and saved at 6, step 7 is made again.
-    del rows[len(rows) - 3]
     assert_same((rows, weights), whole)
 
 
@@ -238,6 +283,7 @@ def test_a_stage_leaves_the_whole_model(tmp_path: Path, strategy: str) -> None:
         weights.append(load_file(root / "models/pretrained/model.safetensors"))
     assert told[1]["validation_loss"] == pytest.approx(told[0]["validation_loss"], rel=1e-4)
     assert told[1]["tokens"] == told[0]["tokens"]
+    assert 2 * told[1]["flops"] == pytest.approx(told[0]["flops"], rel=1e-3)  # of one of two devices
     assert_same(([], weights[1]), ([], weights[0]))
 
 

@@ -1,5 +1,8 @@
 """What is told of a training, against numbers counted otherwise."""
 
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
 from math import log
 from pathlib import Path
 from typing import Any
@@ -9,17 +12,22 @@ import pytest
 import pytorch_lightning as pl
 import tiny
 import torch
+from interruptions import Plan, train
 from tiny import config, pairs_split, recipe, rows_split
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from flows.progress import parse_progress
+from flows.time_left import bar_left
+from lightning_modules import telling as told_of
+from lightning_modules.batching import Batch
 from lightning_modules.datamodule import Batches, TextDataModule
 from lightning_modules.loss import batch_loss
 from lightning_modules.model_folder import new_model
 from lightning_modules.module import TransformerModule
 from lightning_modules.peak import matmul_peak
-from lightning_modules.telling import StepTimes, Telling
+from lightning_modules.telling import StepsApart, StepTimes, Telling
 
 STEPS = 4
 
@@ -87,12 +95,105 @@ def test_the_bar_and_the_rows_tell_all_there_is_to_know(tmp_path: Path) -> None:
 
 def test_the_parts_of_a_step_add_up_to_its_time(tmp_path: Path) -> None:
     times: list[tuple[dict[str, float], int]] = []
-    telling, _, _ = told(rows_split(tmp_path), 2, StepTimes(2, lambda values, step: times.append((values, step))))
+    parts = StepTimes(2, lambda values, step: times.append((values, step)))
+    telling, _, _ = told(rows_split(tmp_path), 2, parts, StepsApart(parts))
     assert [step for _, step in times] == [2, 4]
     assert all(set(values) == {"data_ms", "forward_ms", "backward_ms", "optimizer_ms"} for values, _ in times)
     assert all(value > 0 for values, _ in times for value in values.values())
     spent = sum(2 * sum(values.values()) for values, _ in times) / 1000
     assert spent < telling.seconds
+
+
+@dataclass
+class Clock:
+    """Goes on when told to."""
+
+    now: float = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+class Slow(pl.Callback):
+    """Each part of a step takes its own time: forward 10 s, backward 100 s, optimiser 1000 s."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def on_before_backward(self, *_: Any) -> None:
+        self.clock.now += 10
+
+    def on_after_backward(self, *_: Any) -> None:
+        self.clock.now += 100
+
+    def on_before_optimizer_step(self, *_: Any) -> None:
+        self.clock.now += 1000
+
+
+class SlowSaving(pl.Callback):
+    """Hours between steps, and in a validation."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.clock.now += 10_000
+
+    on_train_start = on_validation_start = on_validation_end = on_train_batch_end
+
+
+@dataclass
+class SlowData:
+    """A second a batch."""
+
+    split: Batches
+    clock: Clock
+    bytes_per_target: float | None = None
+    batches_per_epoch: int = 10
+
+    def training_batch(self, number: int, part: int, parts: int) -> Batch:
+        self.clock.now += 1
+        return self.split.training_batch(number, part, parts)
+
+    def validation_batches(self, part: int, parts: int) -> Iterator[Batch]:
+        return self.split.validation_batches(part, parts)
+
+
+def test_each_part_of_a_step_is_told_under_its_name_and_saving_under_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, times = Clock(), list[tuple[dict[str, float], int]]()
+    monkeypatch.setattr(told_of, "time", clock)
+    parts = StepTimes(2, lambda values, step: times.append((values, step)))
+    split = SlowData(rows_split(tmp_path), clock)
+    trainer = tiny.trainer(STEPS, 2, 1.0, [Slow(clock), parts, SlowSaving(clock), StepsApart(parts)])
+    trainer.fit(TransformerModule(new_model(config(), 0), recipe(steps=STEPS)), TextDataModule(split, split))
+    expected = {"data_ms": 1e3, "forward_ms": 1e4, "backward_ms": 1e5, "optimizer_ms": 1e6}
+    assert times == [(pytest.approx(expected), 2), (pytest.approx(expected), 4)]
+
+
+def test_a_bar_that_goes_on_counts_no_step_that_was_made_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that goes on by a second a step, wherever a training begins."""
+    clock, screen = Clock(), io.StringIO()
+    monkeypatch.setattr("tqdm.std.time", clock.perf_counter)
+
+    class Steps(pl.Callback):
+        def on_train_batch_start(self, *_: Any) -> None:
+            clock.now += 1
+
+    def bar(total: int, name: str, unit: str) -> "tqdm[Any]":
+        return tqdm(total=total, desc=name, unit=unit, file=screen, mininterval=0, ncols=120)
+
+    split, folder = rows_split(tmp_path / "store"), tmp_path / "run"
+    train(Plan(split, steps=40, save_every=40), folder)
+    train(Plan(split, steps=50, save_every=50), folder, Steps(), bar=bar)
+    lines = [line for line in map(parse_progress, screen.getvalue().split("\r")) if line and "step/s" in line.text]
+    said = {line.text.split(",")[0]: line.text for line in lines if "?" not in line.text}
+    assert list(said) == [f"{step}/50" for step in range(41, 51)]
+    assert all("1.00step/s" in text for text in said.values())
+    assert [bar_left(text) for text in said.values()] == [float(50 - step) for step in range(41, 51)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

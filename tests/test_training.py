@@ -1,5 +1,6 @@
 """The training stages as real processes: killed, stopped, resumed, run twice, run by two processes, stopped early."""
 
+import json
 import os
 import shutil
 import signal
@@ -27,13 +28,15 @@ from stage_runs import (
     set_params,
     workspace,
 )
-from tiny import VOCAB_SIZE, config, read_json
+from tiny import VOCAB_SIZE, config, hardware, read_json
 
 from lightning_modules.datamodule import Batches
 from lightning_modules.errors import Interrupted
+from lightning_modules.hardware import choose
 from lightning_modules.loss import batch_loss
 from lightning_modules.model_folder import load_model, new_model
 from lightning_modules.objectives import SpanCorruption
+from lightning_modules.telling import StepTimes
 from lightning_modules.text_pairs import TextPairs
 from lightning_modules.text_rows import TextRows
 from lightning_modules.token_store import TokenStore
@@ -45,13 +48,14 @@ from stages.params import load_params
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace in which pre-training ran without an interruption."""
     root = workspace(tmp_path_factory.mktemp("training") / "whole")
-    finish(root, PRETRAIN)
+    (root / "pretrain.txt").write_text(finish(root, PRETRAIN))
     return root
 
 
 @pytest.fixture(scope="module")
 def finetuned(pretrained: Path) -> Path:
-    """The same, fine-tuned after it."""
+    """The same, fine-tuned after it, with its steps' parts timed."""
+    set_params(pretrained, finetune={"step_times": True})
     finish(pretrained, FINETUNE)
     return pretrained
 
@@ -67,6 +71,40 @@ def test_a_training_leaves_a_whole_model_folder_and_no_checkpoints(pretrained: P
     assert told["parameters"] == sum(tensor.numel() for tensor in load_file(folder / "model.safetensors").values())
     source_and_target = 32 + 2 + 2 * 2  # 32 tokens, an </s> on both sides, two spans with a sentinel on both
     assert told["tokens"] == STEPS * 16 * source_and_target
+    assert (folder / "model.safetensors").stat().st_mode == (folder / "config.json").stat().st_mode
+
+
+def test_it_says_what_it_runs_on_and_why_and_that_its_text_is_small(pretrained: Path) -> None:
+    log, made = (pretrained / "pretrain.txt").read_text(), choose(hardware(), 32, same_shapes=True)
+    assert (
+        f" parameters on 1 × cpu; {made.precision}: {made.precision_reason}; not compiled: {made.compile_reason}" in log
+    )
+    assert "pretrain: warning: pretrain.steps 240 goes 16.0 times over the training text (15 batches)" in log
+
+
+TOLD = {"train_loss", "train_bits_per_byte", "validation_loss", "validation_bits_per_byte", "gradient_norm"}
+TOLD |= {"learning_rate", "tokens_per_second", "share_of_peak", "padding_share", "seconds_left"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "more"),
+    [("pretrain", set()), ("finetune@translation", {f"{part}_ms" for part in StepTimes.PARTS})],
+)
+def test_mlflow_is_told_all_there_is_to_know(finetuned: Path, stage: str, more: set[str]) -> None:
+    """By the journal, from which it is sent."""
+    points = dict[str, list[tuple[int, float]]]()
+    for journal in (finetuned / ".pipeline/spool").glob("*/journal.jsonl"):
+        operations = [json.loads(line) for line in journal.read_text().splitlines()]
+        if any(operation.get("stage") == stage for operation in operations):
+            for operation in operations:
+                for name, value in operation["values"].items() if operation["op"] == "metrics" else ():
+                    points.setdefault(name, []).append((operation["step"], value))
+    assert {name for name in points if not name.startswith("system/")} == TOLD | more
+    for name in {*TOLD, *more}:
+        every = VALIDATE_EVERY if name.startswith("validation") else 2
+        assert [step for step, _ in points[name]] == list(range(every, STEPS + 1, every)), name
+    left = dict(points["seconds_left"])
+    assert left[STEPS] == 0 < left[STEPS - 2]
 
 
 def test_the_curve_has_every_point_once(pretrained: Path) -> None:
@@ -219,7 +257,9 @@ def test_two_processes_teach_an_encoder_to_point(tmp_path: Path) -> None:
 
 
 def test_sigterm_to_two_processes_ends_both_with_a_checkpoint_to_go_on_from(tmp_path: Path) -> None:
-    root = workspace(tmp_path / "two", finetune=TWO)
+    """Mostly in a validation, of which there is one a step."""
+    steps, every = 60, {"validate_every": 1, "checkpoint_every": 10}
+    root = workspace(tmp_path / "two", finetune=TWO | every, task={"steps": steps})
     with running(root, SCRATCH) as process:
         await_checkpoint(process, root, SAVE_EVERY)
         os.killpg(process.pid, signal.SIGTERM)
@@ -237,7 +277,8 @@ def test_sigterm_to_two_processes_ends_both_with_a_checkpoint_to_go_on_from(tmp_
     assert f"stopped: checkpoint of step {stopped_at} saved" in (root / "log.txt").read_text()
     assert f"going on from step {stopped_at}" in finish(root, SCRATCH)
     rows = curve(root / "models/translation-scratch")
-    assert [int(row["step"]) for row in rows if row["train_loss"]] == list(range(2, STEPS + 1, 2))
+    for name in ("train_loss", "validation_loss"):
+        assert [int(row["step"]) for row in rows if row[name]] == list(range(1, steps + 1))
 
 
 def test_a_stopped_process_that_is_not_the_first_ends_quietly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
