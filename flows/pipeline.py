@@ -167,6 +167,7 @@ def _run_all(run: PipelineRun) -> str | None:
     except KeyboardInterrupt:
         why = "SIGINT"
     except TerminationSignal:  # from whoever stops this process, or from the worker when the run is cancelled
+        run.runner.stop()  # first: who ended the stages as well does not want them to be tried again
         with get_client(sync_client=True) as client:
             why = "cancelled" if _cancelled(client) else "SIGTERM"
     except BaseException:
@@ -221,7 +222,5 @@ def _final_state(run: PipelineRun, stopped: str | None) -> State[Any]:
     if failed:
         return Failed(message="; ".join(failed))
     outcomes = [result.outcome for result in run.results.values()]
-    if Outcome.STOPPED in outcomes:
-        return Cancelled(name="Stopped", message="a stage was stopped: the next run goes on from its checkpoint")
     ran = outcomes.count(Outcome.RAN)
     return Completed(name="Ran" if ran else "Unchanged", message=f"{ran} ran, {len(outcomes) - ran} unchanged")

@@ -25,7 +25,6 @@ from flows.process_tree import ProcessTree
 STOP_GRACE_SECONDS = 20.0  # from SIGTERM to SIGKILL: time to save a checkpoint
 EXIT_STATUS = re.compile(r"^ERROR: failed to reproduce .*exited with (-?\d+)$")
 SHELL_SIGNAL_STATUS = 128  # plus the signal's number
-STOPPED_STATUSES = {-signal.SIGTERM, -signal.SIGINT}
 USAGE_STATUS = 2
 POLL_SECONDS = 0.2
 TERMINAL_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # tqdm moves the cursor between bars
@@ -191,7 +190,11 @@ class StageLog:
         self._on_line(line)
 
     def result(self, dvc_status: int, *, asked_to_stop: bool) -> Result:
-        """The stage's end, from DVC's exit status and, if its command failed, the status that DVC's message names."""
+        """The stage's end, from DVC's exit status and, if its command failed, the status that DVC's message names.
+
+        A stage that was ended by another than the flow, with SIGTERM where a machine is taken back, has failed: the
+        retry goes on from its checkpoint.
+        """
         if dvc_status == 0:
             if self.command_started:
                 return Result(Outcome.RAN, 0.0)
@@ -200,7 +203,7 @@ class StageLog:
         if status > SHELL_SIGNAL_STATUS:
             status = SHELL_SIGNAL_STATUS - status  # as a shell says it that became the command itself
         tail = tuple(self._tail)
-        if asked_to_stop or status in STOPPED_STATUSES:
+        if asked_to_stop:
             return Result(Outcome.STOPPED, 0.0, "the next run goes on from its checkpoint, if it keeps one", tail=tail)
         written = [line for line in tail if not line.startswith(("ERROR: ", "Running stage ", "> "))]
         ours = next((line for line in reversed(written[-3:]) if line.startswith("error: ")), None)

@@ -30,6 +30,8 @@ NOTES = (
     "FLOPs: products of matrices, forward and backward. Times: trainings one after another; preparing, validating and",
     "scoring are left out. A task has a fine-tuning and a control from scratch. Share of the peak: measured with the",
     "default model for CPUs, assumed for GPUs, where a small model's steps take as long as starting their kernels.",
+    "Prices of an hour: roughly what public clouds' lists asked, in US dollars, about the turn of 2025 to 2026. Clouds",
+    "differ several times: --price NAME=PRICE sets yours.",
 )
 
 
@@ -44,6 +46,7 @@ class Estimate:
     memory_needed: int  # bytes, the most that a training needs on a device
     memory: float
     hours: dict[str, float]
+    price: float | None  # of an hour of a device
     cost: float | None  # in the currency of the price
 
     @property
@@ -80,6 +83,7 @@ def estimate(device: Device, planned: list[Training], parts: dict[str, int]) -> 
         memory_needed=needed,
         memory=device.memory,
         hours=hours,
+        price=device.price,
         cost=None if device.price is None else device.price * device_hours,
     )
 
@@ -157,7 +161,7 @@ def show(
         table.add_row(one.name, f"{one.runs}", f"{one.steps:,}", *map(short, numbers))
     console.print(table)
     console.print()
-    table = _table("device", "FLOP/s", "share", "needs", "memory", "pre-training", "all trainings", "cost")
+    table = _table("device", "FLOP/s", "share", "needs", "memory", "pre-training", "all trainings", "an hour", "cost")
     for row in found:
         table.add_row(
             f"{row.devices} × {row.device}" if row.devices > 1 else row.device,
@@ -167,7 +171,7 @@ def show(
             f"{short(row.memory)}B" + (" too small" if row.memory_needed > row.memory else ""),
             clock(row.hours[PRETRAIN]) if PRETRAIN in row.hours else "–",
             clock(row.total),
-            "–" if row.cost is None else f"{row.cost:.2f}",
+            *("–" if number is None else f"{number:.2f}" for number in (row.price, row.cost)),
         )
     console.print(table)
     console.print()
@@ -250,7 +254,7 @@ if __name__ == "__main__":
         action="append",
         default=[],
         metavar="NAME=PRICE",
-        help=f"of an hour of a device, for the column of costs; names: {THIS} (this machine), {', '.join(GPUS)}",
+        help=f"of an hour of a device, in place of a rough list price; names: {THIS} (this machine), {', '.join(GPUS)}",
     )
     parser.add_argument("--json", action="store_true", help="print for programs")
     run_stage(main, parser)

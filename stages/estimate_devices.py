@@ -22,24 +22,27 @@ LAUNCH = 0.5e-3
 
 @dataclass(frozen=True)
 class Gpu:
-    """A data sheet: dense TFLOP/s of bf16 and of TF32 (what fp32 training uses), 10⁹ bytes of memory."""
+    """A data sheet: dense TFLOP/s of bf16 and of TF32 (what fp32 training uses), 10⁹ bytes of memory. And a price."""
 
     name: str
     bf16: float
     tf32: float
     memory: float
+    price: float  # US dollars an hour
 
 
 # NVIDIA's data sheets give twice these numbers where they count sparse matrices. A GPU without bf16 (T4, V100) is not
-# what `precision: auto` is for.
+# what `precision: auto` is for. Prices stand in no data sheet: roughly what public clouds' lists asked for an hour on
+# demand about the turn of 2025 to 2026, from memory. Clouds differ several times, and lists change: `--price` sets
+# another.
 GPUS = {
-    "l4": Gpu("NVIDIA L4", 121, 60, 24),  # "L4 Tensor Core GPU" data sheet: 242 and 120 with sparsity
-    "a10": Gpu("NVIDIA A10", 125, 62.5, 24),  # "A10 Tensor Core GPU" data sheet
-    "rtx4090": Gpu("GeForce RTX 4090", 165.2, 82.6, 24),  # Ada architecture white paper, appendix A: fp32 accumulation
-    "l40s": Gpu("NVIDIA L40S", 362, 183, 48),  # "L40S GPU" data sheet: 362 | 733, 183 | 366
-    "a100": Gpu("NVIDIA A100 80 GB", 312, 156, 80),  # "A100 Tensor Core GPU" data sheet
-    "h100": Gpu("NVIDIA H100 SXM", 989, 494, 80),  # "H100 Tensor Core GPU" data sheet: 1,979 and 989 with sparsity
-    "h200": Gpu("NVIDIA H200 SXM", 989, 494, 141),  # "H200 Tensor Core GPU" data sheet: as the H100, more memory
+    "l4": Gpu("NVIDIA L4", 121, 60, 24, 0.8),  # "L4 Tensor Core GPU" data sheet: 242 and 120 with sparsity
+    "a10": Gpu("NVIDIA A10", 125, 62.5, 24, 1.0),  # "A10 Tensor Core GPU" data sheet
+    "rtx4090": Gpu("GeForce RTX 4090", 165.2, 82.6, 24, 0.6),  # Ada white paper, appendix A: fp32 accumulation
+    "l40s": Gpu("NVIDIA L40S", 362, 183, 48, 1.9),  # "L40S GPU" data sheet: 362 | 733, 183 | 366
+    "a100": Gpu("NVIDIA A100 80 GB", 312, 156, 80, 2.5),  # "A100 Tensor Core GPU" data sheet
+    "h100": Gpu("NVIDIA H100 SXM", 989, 494, 80, 3.0),  # "H100 Tensor Core GPU" data sheet: 1,979 and 989 with sparsity
+    "h200": Gpu("NVIDIA H200 SXM", 989, 494, 141, 4.0),  # "H200 Tensor Core GPU" data sheet: as the H100, more memory
 }
 
 
@@ -73,7 +76,7 @@ class Device:
 
 
 def devices(accelerator: str, share: float | None, prices: dict[str, float]) -> list[Device]:
-    """This machine, then the named GPUs."""
+    """This machine, then the named GPUs. `prices` of an hour go before the list's, which has none of this machine."""
     import torch
 
     if torch.cuda.is_available() and accelerator != "cpu":
@@ -92,13 +95,15 @@ def devices(accelerator: str, share: float | None, prices: dict[str, float]) -> 
         lambda half, section: measured_peak(gpu, half, _threads(section)),
     )
 
-    def sheet_peak(sheet: Gpu, half: bool, _: Section) -> float:
-        return 1e12 * (sheet.bf16 if half else sheet.tf32)
+    def named(key: str, sheet: Gpu) -> Device:
+        price = prices.get(key, sheet.price)
+        return Device(sheet.name, True, 1, 1e9 * sheet.memory, share or GPU_SHARE, price, partial(_sheet_peak, sheet))
 
-    return [here] + [
-        Device(sheet.name, True, 1, 1e9 * sheet.memory, share or GPU_SHARE, prices.get(key), partial(sheet_peak, sheet))
-        for key, sheet in GPUS.items()
-    ]
+    return [here, *(named(key, sheet) for key, sheet in GPUS.items())]
+
+
+def _sheet_peak(sheet: Gpu, half: bool, _: Section) -> float:
+    return 1e12 * (sheet.bf16 if half else sheet.tf32)
 
 
 def _threads(section: Section) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 from stages.report_details import pretraining_words
 from stages.report_page import Results
-from stages.report_table import NAMES, Interval, Row
+from stages.report_table import NAMES, Interval, Row, unknown_words
 
 PIPELINE_TAGS = {
     "translation": "translation",
@@ -118,6 +118,8 @@ def _measured(details: dict[str, Any]) -> Iterable[str]:
             f"{NAMES[name]} of the references: {found['pretrained'].score:.2f}, from scratch "
             f"{found['scratch'].score:.2f} (less is better)"
         )
+    if share := details.get("unknown_share"):
+        yield unknown_words(share)
     for kind, words in (("by_length", "words of the source"), ("by_evidence", "words before the answer")):
         if buckets := details.get(kind):
             parts = (f"{Interval(**one['pretrained'])} at {one['low']}–{one['high']}" for one in buckets)

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from lightning_modules.errors import PipelineError
 from stages.console import run_stage, stage_parser
 from stages.model_card import model_card
 from stages.outputs import whole_directory, whole_file
-from stages.params import load_params
+from stages.params import Params, load_params
 from stages.report_costs import costs
 from stages.report_page import Results, page
 from stages.report_pictures import pictures
 from stages.report_table import Interval, comparison_table, headline, table_text
+from stages.scrub import scrubbed
 
 REPORTS = Path("reports")
 Json = dict[str, Any]
@@ -30,15 +32,18 @@ Json = dict[str, Any]
 
 def gather(root: Path) -> Results:
     """Reads what the stages before left under `root`. Raises PipelineError where something is missing or broken."""
+    params = load_params(root / "params.yaml")
     reports, models = root / REPORTS, root / "models"
-    rows = comparison_table(reports)
-    if not rows:
-        raise PipelineError(f"{reports / 'tasks'} holds no result: run the evaluate stages first")
+    rows = comparison_table(reports, params.tasks)
     tasks = list(dict.fromkeys(row.task for row in rows))
+    if not tasks or (missing := sorted(set(params.tasks).difference(tasks))):
+        of = f" of {', '.join(missing)}" if tasks else ""
+        raise PipelineError(f"{reports / 'tasks'} holds no result{of}: run the evaluate stages first")
     curves = {task: _csv(reports / "tasks" / task / "curve.csv") for task in tasks}
     pretraining = models / "pretrained" / "curve.csv"
     curves = {"pretraining": _csv(pretraining) if pretraining.exists() else []} | curves
-    training = {path.parent.name: _json(path) for path in sorted(models.glob("*/training.json"))}
+    trained = sorted(["pretrained", *tasks, *(f"{task}-scratch" for task in tasks)])
+    training = {name: _json(models / name / "training.json") for name in trained}
     analysis = {task: _json(reports / "tasks" / task / "analysis.json") for task in tasks}
     attention = {task: _text(reports / "tasks" / task / "attention.svg") for task in tasks}
     return Results(
@@ -52,9 +57,10 @@ def gather(root: Path) -> Results:
         training=training,
         pretraining=_json(reports / "pretraining.json"),
         configs={task: _json(models / task / "config.json") for task in tasks},
-        costs=costs(load_params(root / "params.yaml"), training),
-        lineage=_lineage(root, training),
-        pages=_pages(root),
+        costs=costs(params, training),
+        params=scrubbed((root / "params.yaml").read_text(encoding="utf-8")),
+        lineage=_lineage(root, params, training),
+        pages=_pages(root, params),
     )
 
 
@@ -105,7 +111,7 @@ def _numbers(pretrained: Interval, scratch: Interval, difference: Interval) -> d
     }
 
 
-def _lineage(root: Path, training: dict[str, Json]) -> list[tuple[str, str]]:
+def _lineage(root: Path, params: Params, training: dict[str, Json]) -> list[tuple[str, str]]:
     """What the numbers were made from and on, and what that cost. Knows no path outside the repository."""
     from ruamel.yaml import YAML
 
@@ -121,9 +127,10 @@ def _lineage(root: Path, training: dict[str, Json]) -> list[tuple[str, str]]:
         stages = YAML(typ="safe").load((root / "dvc.lock").read_text())["stages"]
     except (OSError, KeyError, TypeError):
         stages = {}
-    for stage in stages.values():
+    for name, stage in stages.items():
         outputs = [output for output in stage.get("outs", []) if not output["path"].startswith(str(REPORTS))]
-        facts += [(f"{output['path']} (MD5 in DVC)", output.get("md5", "")) for output in outputs]
+        if _is_of(params, name):
+            facts += [(f"{output['path']} (MD5 in DVC)", output.get("md5", "")) for output in outputs]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB"
     if training:
@@ -131,16 +138,27 @@ def _lineage(root: Path, training: dict[str, Json]) -> list[tuple[str, str]]:
         tokens, flops = (sum(one.get(name, 0) for one in training.values()) for name in ("tokens", "flops"))
         spent = f"{hours:.2f} device hours, {tokens:,} tokens, {flops:.2g} FLOPs a device"
         facts.append((f"all {len(training)} trainings", spent))
+    for trained_on in sorted({one["machine"] for one in training.values() if "machine" in one}):
+        names = [name for name, one in training.items() if one.get("machine") == trained_on]
+        facts.append((f"trained on {trained_on}", ", ".join(names)))
     return [*facts, ("this page made on", f"{machine}, Python {platform.python_version()}")]
 
 
-def _pages(root: Path) -> dict[str, str]:
+def _is_of(params: Params, stage: str) -> bool:
+    """Whether params.yaml has that stage of dvc.lock, which keeps those of tasks and sources that are gone."""
+    name, _, key = stage.partition("@")
+    sources: dict[str, Collection[str]] = {"fetch": params.sources.remote, "fetch_local": params.sources.local}
+    return not key or key in sources.get(name, params.tasks.keys())
+
+
+def _pages(root: Path, params: Params) -> dict[str, str]:
     """Where the runs are to be seen that the results come from; what comes after them is of an earlier time."""
     from stages.delivery import run_pages
     from stages.lineage import without_credentials
 
     flow = without_credentials(os.environ.get("PIPELINE_FLOW_URL", ""))
-    runs = {stage: page for stage, page in run_pages(root).items() if stage not in ("report", "register")}
+    later = ("report", "register")
+    runs = {stage: page for stage, page in run_pages(root).items() if stage not in later and _is_of(params, stage)}
     return ({"the flow run": flow} if flow else {}) | runs
 
 

@@ -22,7 +22,8 @@ class Cost:
 def costs(params: Params, done: dict[str, dict[str, Any]]) -> list[Cost]:
     """FLOPs, seconds and bytes of memory of each training in `done`: folder of models/ → its training.json.
 
-    The estimate is that of `python -m stages.estimate` for the device that trained, whose peak training.json holds.
+    The estimate is that of `python -m stages.estimate` for the device that trained, whose peak training.json holds, and
+    for as many as there were on all machines; each process of a CPU is one, with the peak that it found for itself.
     """
     from lightning_modules.flops import parameters
 
@@ -33,8 +34,9 @@ def costs(params: Params, done: dict[str, dict[str, Any]]) -> list[Cost]:
         if training is None or not facts.get("peak_flops"):
             continue
         on_gpu, count, peak = facts["on_gpu"], facts["devices"], facts["peak_flops"]
-        device = Device("", on_gpu, count, 0, GPU_SHARE if on_gpu else CPU_SHARE, None, lambda *_, peak=peak: peak)
-        told = estimate(device, [training], parameters(training.config))
+        device = Device("", on_gpu, 1, 0, GPU_SHARE if on_gpu else CPU_SHARE, None, lambda *_, peak=peak: peak)
+        section = training.section.model_copy(update={"devices": 1, "num_nodes": count})
+        told = estimate(device, [replace(training, section=section)], parameters(training.config))
         found += [
             Cost(name, "FLOPs of a device", training.steps * training.flops / told.devices, facts["flops"]),
             Cost(name, "seconds", 3600 * told.total, facts["seconds"]),

@@ -68,13 +68,16 @@ def _dropped(entries: list[tuple[str, str, Json]], samples: list[dict[str, str]]
 
 
 def _reasons(entries: list[tuple[str, str, Json]]) -> Iterator[str]:
-    """A line for each filter that dropped something, each rule that took lines out, each kind of data masked."""
+    """A line for each filter that dropped something, for cut sources, each rule that took lines out, each mask."""
     for purpose, source, entry in entries:
         whole = entry["read"] + entry["cut"]
         for name, number in entry["dropped"].items():
             if number:
                 words = [_words(purpose), source, _words(name), _WHY.get(name, "a rule of prepare.quality")]
                 yield line(words, [number_text(number), f"{number / whole:.2%}"])
+        if entry["trimmed"]:
+            words = [_words(purpose), source, "trimmed", "a source longer than prepare.max_characters lost an end"]
+            yield line(words, [number_text(entry["trimmed"]), f"{entry['trimmed'] / whole:.2%}"])
         for kind, what in (("lines_removed", "a line taken out by prepare.quality"), ("masked", "masked in the text")):
             for name, number in entry[kind].items():
                 yield line([_words(purpose), source, _words(name), what], [number_text(number), ""])

@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from stages.report_html import line, paragraph, table
-from stages.report_table import NAMES, Interval
+from stages.report_table import NAMES, Interval, unknown_words
 
 Json = dict[str, Any]
 _LIKELIHOOD = (
@@ -21,12 +21,16 @@ _ASKED = {
 }
 
 
-def details_section(analysis: dict[str, Json], pictures: dict[str, str]) -> Iterable[str]:
-    """HTML of all tasks' details; nothing of what was not measured."""
+def details_section(analysis: dict[str, Json], pictures: dict[str, str], left_out: dict[str, int]) -> Iterable[str]:
+    """HTML of all tasks' details; nothing of what was not measured. `left_out`: training pairs by task."""
     yield "<h2>What one score hides</h2>"
     cut = [f"{task.replace('_', ' ')} {details['cut']}" for task, details in analysis.items() if details["cut"]]
     if cut:
         yield paragraph(f"Sources longer than the model reads, and so cut: {', '.join(cut)}.")
+    missing = [f"{task.replace('_', ' ')} {count:,}" for task, count in left_out.items() if count]
+    if missing:
+        told = "Training pairs left out, whose answer does not stand in the source or is too long"
+        yield paragraph(f"{told}: {', '.join(missing)}.")
     for kind, question in _ASKED.items():
         shown = [(task, pictures[f"{kind}_{task}"]) for task in analysis if f"{kind}_{task}" in pictures]
         if shown:
@@ -39,6 +43,9 @@ def details_section(analysis: dict[str, Json], pictures: dict[str, str]) -> Iter
         yield "<h3>Likelihood</h3>"
         yield paragraph(_LIKELIHOOD)
         yield table(("task", "measure"), ("pre-trained", "from scratch", "difference"), lines)
+        for task, details in analysis.items():
+            if share := details.get("unknown_share"):
+                yield paragraph(f"{task.replace('_', ' ').capitalize()}: {unknown_words(share)}")
 
 
 def pretraining_words(measured: Json) -> str:
@@ -46,7 +53,8 @@ def pretraining_words(measured: Json) -> str:
     objective = ", ".join(measured["objective"])
     shown = "; ".join(f"{_fine(Interval(**measured[name]))} {NAMES[name]}" for name in ("perplexity", "bits_per_byte"))
     told = f"{objective}, {measured['tokens']:,} predictions"
-    return f"On the test split of the pre-training text ({told}): {shown}."
+    unknown = f" {unknown_words(share)}" if (share := measured.get("unknown_share")) else ""
+    return f"On the test split of the pre-training text ({told}): {shown}.{unknown}"
 
 
 def _answerable(analysis: dict[str, Json]) -> Iterable[str]:

@@ -15,8 +15,9 @@ from stages.report_data import data_section
 from stages.report_details import details_section, pretraining_words
 from stages.report_html import line, link, number_text, paragraph, table
 from stages.report_plots import LABELS
-from stages.report_table import HEADER, LESS_IS_BETTER, Row, headline
+from stages.report_table import HEADER, Row, headline
 from stages.scores import record_scores
+from stages.tasks import LESS_IS_BETTER
 
 EXAMPLES = 2  # of each kind: best, worst, random
 _LONGEST = 600  # characters of an example's source
@@ -42,7 +43,8 @@ th { text-align: left; font-weight: 600; color: var(--soft); white-space: nowrap
 th, td { padding: .5rem .55rem .5rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 tr:last-child td { border-bottom: 0; } td.number, th.number { text-align: right; white-space: nowrap; }
 tr.primary td { font-weight: 600; } td:nth-child(2) { white-space: nowrap; }
-code { font: .82rem ui-monospace, Menlo, Consolas, monospace; word-break: break-all; }
+code, pre { font: .82rem ui-monospace, Menlo, Consolas, monospace; } code { word-break: break-all; }
+pre { overflow-x: auto; margin: .9rem 0 .2rem; }
 svg { width: 100%; height: auto; display: block; }
 details { padding: .7rem 1rem; margin: .6rem 0; }
 summary { cursor: pointer; font-weight: 500; }
@@ -69,7 +71,7 @@ class Results:
     """Everything that the page shows."""
 
     rows: list[Row]
-    predictions: dict[str, list[dict[str, str]]]  # task → test records with each system's answer
+    predictions: dict[str, list[dict[str, Any]]]  # task → test records with each system's answer
     analysis: dict[str, dict[str, Any]]  # task → its analysis.json
     pictures: dict[str, str]  # name → SVG, as stages/report_pictures.py names them
     prepare: dict[str, Any]  # purpose → source → counts
@@ -79,6 +81,7 @@ class Results:
     pretraining: dict[str, Any]  # what evaluate_pretraining measured on held-out text
     configs: dict[str, dict[str, Any]]  # task → config.json of its model
     costs: list[Cost]
+    params: str  # all of params.yaml
     lineage: list[tuple[str, str]]
     pages: dict[str, str] = field(default_factory=dict)  # what is to be seen elsewhere → its address
 
@@ -101,7 +104,7 @@ def page(results: Results) -> str:
         f'<div class="wide">{results.pictures["scores"]}</div><p></p>',
         _scores_table(results.rows),
         _signatures(results.rows),
-        *details_section(results.analysis, results.pictures),
+        *details_section(results.analysis, results.pictures, _left_out(results)),
         *_learning(results),
         *_examples(results),
         *_attention(results),
@@ -109,6 +112,11 @@ def page(results: Results) -> str:
         *_origins(results),
     ]
     return _FRAME.format(style=_STYLE, body="\n".join(sections))
+
+
+def _left_out(results: Results) -> dict[str, int]:
+    """Task → training pairs that could not be learnt from, which are the same for the control."""
+    return {task: results.training[task].get("missing", 0) for task in results.analysis}
 
 
 def _card(row: Row) -> str:
@@ -181,7 +189,8 @@ def _examples(results: Results) -> Iterable[str]:
         records = results.predictions[row.task]
         if not row.primary or not records:
             continue
-        scores = record_scores(row.metric, [r["target"] for r in records], [r["pretrained"] for r in records])
+        references = [record.get("references", record["target"]) for record in records]
+        scores = record_scores(row.metric, references, [record["pretrained"] for record in records])
         order = sorted(range(len(records)), key=lambda n: scores[n] if row.metric in LESS_IS_BETTER else -scores[n])
         drawn = random.Random(1).sample(range(len(records)), min(EXAMPLES, len(records)))  # noqa: S311 - no secret
         yield f"<h3>{escape(row.task_name)}</h3>"
@@ -190,9 +199,10 @@ def _examples(results: Results) -> Iterable[str]:
                 yield _example(f"{kind}: {scores[number]:.0f} {row.metric_name}", records[number])
 
 
-def _example(title: str, record: dict[str, str]) -> str:
+def _example(title: str, record: dict[str, Any]) -> str:
     source = record["source"] if len(record["source"]) <= _LONGEST else record["source"][:_LONGEST] + " …"
-    parts = {"source": source, "reference": record["target"]} | {LABELS[system]: record[system] for system in LABELS}
+    right = "\n".join(record.get("references", [record["target"]]))
+    parts = {"source": source, "reference": right} | {LABELS[system]: record[system] for system in LABELS}
     items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in parts.items())
     summary = f"<summary>{escape(title)} <span class='soft'>{escape(record['source'][:80])}</span></summary>"
     return f"<details>{summary}<dl>{items}</dl></details>"
@@ -217,6 +227,7 @@ def _origins(results: Results) -> Iterable[str]:
     yield paragraph(about, raw=True)
     rows = (f"<tr><td>{escape(name)}</td><td><code>{escape(value)}</code></td></tr>" for name, value in results.lineage)
     yield f'<div class="wide"><table>{"".join(rows)}</table></div>'
+    yield f"<details><summary>params.yaml</summary><pre>{escape(results.params)}</pre></details>"
     if results.pages:
         links = ", ".join(map(link, results.pages.items()))
         yield paragraph(f"How it went, in Prefect and MLflow: {links}.", raw=True)

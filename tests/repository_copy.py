@@ -28,7 +28,9 @@ def copy_of_repository(folder: Path) -> Path:
 
 
 def environment(root: Path) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW", "PIPELINE", "PREFECT", "DVC"))}
+    """This process's, without what is told to these tests alone: by `make test ARGS=…`, too, for a make would obey."""
+    ours = ("MLFLOW", "PIPELINE", "PREFECT", "DVC", "MAKE", "MFLAGS", "ARGS")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
     return kept | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 

@@ -71,6 +71,7 @@ def test_a_failure_shows_the_log_and_the_error() -> None:
 
 
 def test_the_comparison(tmp_path: Path) -> None:
+    write_metrics(tmp_path, "summarization")  # a run before, with another task
     write_metrics(tmp_path)
     (tmp_path / "reports" / "report.html").touch()
     out = io.StringIO()
@@ -84,6 +85,7 @@ def test_the_comparison(tmp_path: Path) -> None:
         "make serve-flows",
     ):
         assert expected in out.getvalue()
+    assert "summarization" not in out.getvalue()
     out = io.StringIO()
     show_results(Console(file=out, width=120), tmp_path, ["tokenize"])
     assert "pre-trained" not in out.getvalue()

@@ -9,6 +9,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -95,6 +96,16 @@ def kill_all(leader: subprocess.Popen[str]) -> None:
     leader.wait()
 
 
+def test_what_make_is_told_about_the_tests_reaches_no_make_in_a_test(tmp_path: Path) -> None:
+    inner = "import pathlib, repository_copy; print(repository_copy.shell(pathlib.Path(), 'make inner'))"
+    rules = ["inner:", "\t@echo told [$(ARGS)]", "outer:", f'\t@"{sys.executable}" -c "{inner}"', ""]
+    (tmp_path / "Makefile").write_text("\n".join(rules))
+    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'tests'}"}
+    command = ["make", "outer", "ARGS=tests/test_tasks.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "told []"
+
+
 def test_a_killed_run_is_finished_by_the_same_command(workspace: Path) -> None:
     with (workspace / "first.log").open("w") as log:
         first = subprocess.Popen(
@@ -129,7 +140,7 @@ def test_then_nothing_is_left_to_do_for_either_way(workspace: Path) -> None:
 def test_a_change_reruns_what_depends_on_it_and_nothing_else(workspace: Path) -> None:
     trainings = {"finetune@translation", "scratch@translation"}
     task = {"steps": 60, "learning_rate": 2e-3, "max_source_tokens": 64, "max_target_tokens": 16}
-    assert stale(workspace, tasks={"translation": task}) - {"evaluate@translation"} == trainings
+    assert stale(workspace, tasks={"translation": task}) == {*trainings, "evaluate@translation", "report"}
     assert stale(workspace, tokenizer__vocab_size=500) == {"tokenizer"}
     assert stale(workspace, pretrain__steps=10) == {"pretrain", "evaluate_pretraining"}
     assert stale(workspace, prepare__min_characters=4) == {"prepare"}
@@ -189,6 +200,27 @@ def test_mlflow_knows_what_every_run_was_made_from(workspace: Path) -> None:
         assert run.inputs.dataset_inputs, f"{stage} names no dataset"
     version = client.get_model_version_by_alias("tiny-translation", "champion")
     assert version.tags["git_commit"]
+    report = by_stage["report"][0].info.run_id
+    assert "report.html" in {file.path for file in client.list_artifacts(report)}
+    assert {Path(file.path).name for file in client.list_artifacts(report, "plots")} == plots(workspace)
+
+
+def plots(root: Path) -> set[str]:
+    """The report's pictures."""
+    names = {path.name for path in (root / "reports/plots").iterdir()}
+    assert {"scores.svg", "curve_pretraining.svg", "curve_translation.svg"} <= names
+    return names
+
+
+def test_dvc_shows_the_plots_and_those_of_another_commit_beside_them(workspace: Path) -> None:
+    shell(workspace, "git add dvc.lock && git -c user.name=t -c user.email=t@example.org commit -qm results")
+    for command, revisions in (("show", ("workspace",)), ("diff HEAD", ("workspace", "HEAD"))):
+        shell(workspace, f"dvc plots {command} -o {revisions[-1]}_plots")
+        folder = workspace / f"{revisions[-1]}_plots"
+        shown = {path.name for path in (folder / "static").iterdir()}
+        assert shown == {f"{revision}_reports_plots_{name}" for revision in revisions for name in plots(workspace)}
+        assert "train_loss" in (folder / "index.html").read_text()
+        shutil.rmtree(folder)
 
 
 def test_the_registered_model_works_away_from_this_repository(workspace: Path, tmp_path: Path) -> None:

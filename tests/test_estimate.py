@@ -214,8 +214,11 @@ def test_memory_is_the_most_that_any_training_needs(tmp_path: Path) -> None:
 def test_precision_decides_the_peak(tmp_path: Path, precision: str, on_gpu: bool, half: bool) -> None:
     section = planned(tmp_path, pretrain={"precision": precision})[0].section
     assert gpu(gpu=on_gpu).half(section, 128) is half
-    named = devices("cpu", None, {"l4": 0.7})
-    assert [one.price for one in named if one.name == "NVIDIA L4"] == [0.7]
+    named = devices("cpu", None, {"l4": 0.123})
+    prices = {one.name: one.price for one in named}
+    assert prices.pop("NVIDIA L4") == 0.123
+    assert prices.pop("here: CPU") is None
+    assert prices == {sheet.name: sheet.price for key, sheet in GPUS.items() if key != "l4"}
     assert {one.peak(True, section) for one in named[1:]} == {1e12 * sheet.bf16 for sheet in GPUS.values()}
     assert {one.peak(False, section) for one in named[1:]} == {1e12 * sheet.tf32 for sheet in GPUS.values()}
 
@@ -297,7 +300,12 @@ def test_the_command_prints_for_programs_and_writes_nothing(tmp_path: Path) -> N
         assert row["share"] == 0.25
         assert row["all_hours"] == pytest.approx(sum(row["hours"].values()))
         assert min(row["hours"].values()) > 0
-        assert (row["cost"] is None) == (row["device"] != "NVIDIA H100 SXM")
+    assert [here["price"], here["cost"]] == [None, None]
+    prices = [sheet.price for sheet in GPUS.values()]
+    prices[list(GPUS).index("h100")] = 2.5
+    assert [row["price"] for row in named] == prices
+    for row in named:
+        assert row["cost"] == pytest.approx(row["price"] * row["all_hours"])
     seconds = told["trainings"]["pretrain"]["flops"] / (0.25 * here["peak_flops"])
     assert here["hours"]["pretrain"] == pytest.approx(seconds / 3600)
     assert [path.name for path in tmp_path.rglob("*")] == ["params.yaml"]
@@ -314,6 +322,9 @@ def test_the_command_prints_for_people_also_for_a_billion_parameters(tmp_path: P
     assert "too small" in done.stdout  # 16 bytes each are more than an L4 has
     for part in ("FLOPs a token", "here:", *(sheet.name for sheet in GPUS.values()), "Chinchilla asks for 20"):
         assert part in done.stdout
+    assert "--price NAME=PRICE sets yours" in done.stdout
+    [h100] = [line for line in done.stdout.splitlines() if line.startswith("NVIDIA H100")]
+    assert f" {GPUS['h100'].price:.2f} " in h100
 
 
 @pytest.mark.parametrize(

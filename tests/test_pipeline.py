@@ -148,6 +148,18 @@ def test_a_second_try_goes_on_from_the_checkpoint(api: str, tmp_path: Path, mode
         assert not any(still_works(int(pid)) for pid in (project / "pids").read_text().split())
 
 
+def test_a_stage_that_another_ends_is_tried_again_and_goes_on_from_its_checkpoint(api: str, tmp_path: Path) -> None:
+    project = make_project(tmp_path, "hangs once")
+    process = start_flows(project, "--targets", TRANSLATION, PREFECT_API_URL=api)
+    eventually((project / "pids").exists)
+    os.kill(int((project / "pids").read_text().split()[0]), signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    task = task_runs(api, last_run(api))[TRANSLATION]
+    assert (task["state_name"], task["run_count"]) == ("Ran", 2)
+    assert "goes on from saved" in log_of(api, task_run_id=task["id"])
+
+
 def test_a_run_that_was_killed_is_called_so_by_the_next(api: str, tmp_path: Path) -> None:
     """And what its stages left at work has ended, with a checkpoint, before the next one starts."""
     project = make_project(tmp_path, "checkpoints")

@@ -1,6 +1,7 @@
 """The report: an honest verdict, all numbers, nothing of the data read as HTML, no path of the machine."""
 
 import csv
+import hashlib
 import json
 import random
 import re
@@ -8,12 +9,13 @@ import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from ruamel.yaml import YAML
 
 from lightning_modules.errors import PipelineError
 from lightning_modules.flops import parameters
@@ -21,8 +23,10 @@ from stages.estimate_devices import CPU_SHARE
 from stages.estimate_trainings import trainings
 from stages.evaluate import Answers, Texts, analyse, summarise, write_predictions
 from stages.lineage import remember_latest
+from stages.model_card import model_card
 from stages.params import load_params
 from stages.report import gather, metrics
+from stages.report_costs import costs
 from stages.report_page import page
 from stages.report_plots import attention_svg
 from stages.report_table import HEADER, comparison_table, table_text
@@ -31,6 +35,9 @@ from stages.tasks import TASKS
 REPOSITORY = Path(__file__).parents[1]
 SMALL = Path(__file__).with_name("params.yaml")
 EVIL = "<script>alert('x')</script> & \"quoted\""
+MD5 = "0123456789abcdef.dir"
+CPU, GPUS = "Some CPU, 2 cores, Linux 6.1", "16 × Some GPU, 64 cores, Linux 6.1"
+AUTHOR = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
 
 
 def texts_of(task: str, records: int, draw: random.Random) -> tuple[Texts, dict[str, Answers]]:
@@ -52,7 +59,8 @@ def texts_of(task: str, records: int, draw: random.Random) -> tuple[Texts, dict[
         likelihood_N3 = sizes * [better, 0.25, 1.0]
         probabilities = None if about.kind == "text" else [draw.random() for _ in targets]
         found[system] = Answers(answers[system], probabilities, likelihood_N3, cut=3)
-    return Texts([str(n) for n in range(records)], sources, targets, answers["baseline"]), found
+    ids, starts = [str(n) for n in range(records)], [""] * records
+    return Texts(ids, sources, targets, list(targets), starts, answers["baseline"], about.baseline_name), found
 
 
 def write_results(root: Path, records: int = 40) -> None:
@@ -84,6 +92,7 @@ def write_upstream(root: Path) -> None:
         "repeated": 250,
         "quarantined": 7,
         "dropped": {"min_characters": 19, "languages": 0, "gopher_stop_words": 250},
+        "trimmed": 5,
         "lines_removed": {"c4_line_end": 77},
         "masked": {"email": 88},
         "duplicates": 24,
@@ -105,6 +114,7 @@ def write_upstream(root: Path) -> None:
         folder.mkdir(parents=True)
         numbers = {"steps": 600, "tokens": 2_400_000, "seconds": 71.5, "tokens_per_second": 33566.4, "best_step": 600}
         numbers |= {"flops": 5e12, "peak_flops": 2e11, "peak_memory": 9e8, "devices": 1, "on_gpu": False}
+        numbers |= {"machine": GPUS if name == "pretrained" else CPU, "missing": 7 * (name == "question_answering")}
         (folder / "training.json").write_text(json.dumps(numbers | {"validation_loss": 2.345, "parameters": 4_000_000}))
         limits = {"max_source_tokens": 64, "max_target_tokens": 16}
         (folder / "config.json").write_text(json.dumps({"transformer": {"d_model": 128, "heads": 4}, "limits": limits}))
@@ -116,9 +126,32 @@ def write_upstream(root: Path) -> None:
         csv.writer(file).writerows(
             [("step", "train_loss", "validation_loss", "learning_rate", "tokens_per_second"), *rows]
         )
-    (root / "params.yaml").write_text(SMALL.read_text().replace("experiment: default ", "experiment: a study "))
-    lock: dict[str, Any] = {"prepare": {"outs": [{"path": "data/prepared", "md5": "0123456789abcdef.dir"}]}}
+    write_params(root)
+    (root / "data" / "tokenizer").mkdir(parents=True)
+    (root / "data" / "tokenizer" / "tokenizer.json").write_text("{}")
+    outputs = {
+        "prepare": "prepared",
+        "fetch@botocore": "raw/botocore",
+        "fetch@gone": "raw/gone",
+        "finetune@gone": "gone",
+    }
+    lock = {name: {"outs": [{"path": f"data/{path}", "md5": MD5}]} for name, path in outputs.items()}
     (root / "dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": lock}))
+    for command in (["init", "-q"], ["add", "params.yaml"], [*AUTHOR, "commit", "-qm", "results"]):
+        subprocess.run(["git", *command], cwd=root, check=True)
+
+
+def write_params(root: Path) -> None:
+    """The tests' params.yaml with every task, and with a password in a comment."""
+    yaml = YAML()
+    params = yaml.load(SMALL.read_text().replace("experiment: default ", "experiment: a study "))
+    for task in sorted(TASKS.keys() - params["tasks"].keys()):
+        params["tasks"][task] = params["tasks"]["translation"]
+        columns = {name: name for name in TASKS[task].fields}
+        params["data"][task] = [{"source": "botocore", "reader": "table", "columns": columns}]
+    with (root / "params.yaml").open("w") as file:
+        yaml.dump(params, file)
+        file.write("# <b>from</b> https://me:geheim@example.org/texts?token=geheim\n")
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +169,7 @@ def root(written: Path, tmp_path: Path) -> Path:
 
 
 def test_the_table_holds_every_metric_with_the_primary_first(root: Path) -> None:
-    rows = comparison_table(root / "reports")
+    rows = comparison_table(root / "reports", TASKS)
     assert len(rows) == sum(len(task.metrics) for task in TASKS.values())
     firsts = {row.task: row for row in reversed(rows)}
     assert all(firsts[name].metric == task.primary for name, task in TASKS.items())
@@ -196,6 +229,7 @@ def test_the_page_is_whole_and_quotes_the_data_as_text(root: Path) -> None:
         "(causal_lm, 65,536 predictions): 1.50 [1.40, 1.62] perplexity",
         "and so cut: ",
         "translation 3",
+        "is too long: question answering 7.",
         "without an answer",
         "p = 0.010",
     ):
@@ -204,14 +238,57 @@ def test_the_page_is_whole_and_quotes_the_data_as_text(root: Path) -> None:
     assert str(REPOSITORY) not in html
 
 
+def test_what_it_was_made_from_stands_in_the_page_and_in_every_card(root: Path) -> None:
+    results = gather(root)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
+    tokenizer = hashlib.sha256(b"{}").hexdigest()
+    others = [name for name in results.training if name != "pretrained"]
+    assert len(others) == 2 * len(TASKS)
+    lineage = dict(results.lineage)
+    for name, value in (
+        ("code (git commit)", commit.stdout.strip()),
+        ("params.yaml (SHA-256)", hashlib.sha256((root / "params.yaml").read_bytes()).hexdigest()),
+        ("data/tokenizer/tokenizer.json (SHA-256)", tokenizer),
+        ("data/prepared (MD5 in DVC)", MD5),
+        ("data/raw/botocore (MD5 in DVC)", MD5),
+        (f"trained on {GPUS}", "pretrained"),
+        (f"trained on {CPU}", ", ".join(others)),
+    ):
+        assert lineage[name] == value
+        assert f"<td>{name}</td><td><code>{value}</code></td>" in page(results)
+        assert f"| {name} | `{value}` |" in model_card("translation", results)
+    assert lineage["this page made on"]
+
+
+def test_params_are_in_the_page_whole_but_for_passwords(root: Path) -> None:
+    html = page(gather(root))
+    [shown] = re.findall(r"<details><summary>params.yaml</summary><pre>(.*?)</pre></details>", html, re.S)
+    written = (root / "params.yaml").read_text()
+    assert "geheim" in written
+    assert unescape(shown) == written.replace("me:geheim@", "").replace("token=geheim", "token=***")
+
+
+def test_what_a_run_with_other_tasks_has_left_is_no_part_of_it(root: Path) -> None:
+    whole = gather(root)
+    shutil.copytree(root / "reports" / "tasks" / "translation", root / "reports" / "tasks" / "gone")
+    measured = json.loads((root / "reports" / "tasks" / "gone" / "metrics.json").read_text())
+    (root / "reports" / "tasks" / "gone" / "metrics.json").write_text(json.dumps(measured | {"task": "gone"}))
+    for name in ("gone", "gone-scratch"):
+        shutil.copytree(root / "models" / "translation", root / "models" / name)
+    results = gather(root)
+    assert dict(results.lineage).keys() == dict(whole.lineage).keys()
+    assert results == whole
+    assert "gone" not in page(results)
+
+
 def test_the_page_links_the_runs_that_it_comes_from(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("PIPELINE_FLOW_URL", "http://me:secret@127.0.0.1:4200/runs/flow-run/1")
-    for stage in ("prepare", "report", "tokenize"):
+    for stage in ("prepare", "report", "tokenize", "finetune@gone"):
         remember_latest(stage, root, {}, f"run-of-{stage}", "7")
     tags = Tags()
     tags.feed(page(gather(root)))
-    # dvc.lock knows `prepare` alone; what a former report's run was is no source of this one.
+    # dvc.lock does not know `tokenize`; what a former report's run was is no source of this one.
     assert tags.outside == [
         "http://127.0.0.1:4200/runs/flow-run/1",
         "http://127.0.0.1:5000/#/experiments/7/runs/run-of-prepare",
@@ -228,6 +305,7 @@ def test_what_was_dropped_and_why(root: Path) -> None:
     assert not any("|languages|" in row for row in rows)
     assert sum("|c4 line end|" in row and "|77|" in row for row in rows) == 3
     assert sum("|email|" in row and "|88|" in row for row in rows) == 3
+    assert sum("|trimmed|" in row and "|5|" in row for row in rows) == 3
     [details] = re.findall("<details><summary>pretraining, &lt;b&gt;mine.*?</details>", html)
     assert details.count("<dd>") == 2
     assert "&lt;i&gt;none&lt;/i&gt;" in details
@@ -247,12 +325,16 @@ def test_numbers_for_dvc_metrics_show(root: Path) -> None:
 
 
 def test_what_is_missing_or_broken_is_one_line(written: Path, tmp_path: Path) -> None:
+    write_params(tmp_path)
     with pytest.raises(PipelineError, match="holds no result: run the evaluate stages first"):
         gather(tmp_path)
     shutil.copytree(written, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "reports" / "tasks" / "translation" / "metrics.json"
     path.write_text(path.read_text().replace('"primary"', '"first"'))
     with pytest.raises(PipelineError, match=r"translation/metrics.json is not what evaluate writes \(KeyError"):
+        gather(tmp_path)
+    path.unlink()
+    with pytest.raises(PipelineError, match="holds no result of translation: run the evaluate stages first"):
         gather(tmp_path)
 
 
@@ -288,3 +370,14 @@ def test_estimates_stand_beside_what_it_took(root: Path) -> None:
     html = page(results)
     assert "taken / estimated" in html
     assert f">{5e12 / flops.estimated:.2f}<" in html
+
+
+def test_all_devices_of_a_training_are_counted_once(root: Path) -> None:
+    """training.json has those of all machines, or the processes of one CPU."""
+    params, facts = load_params(SMALL), gather(root).training["pretrained"]
+    two = params.model_copy(update={"pretrain": params.pretrain.model_copy(update={"num_nodes": 2})})
+    for on_gpu in (True, False):
+        taken = facts | {"devices": 16, "on_gpu": on_gpu}
+        flops, _, _ = costs(two, {"pretrained": taken})
+        pretraining = trainings(two)[0]
+        assert flops.estimated == pytest.approx(pretraining.steps * pretraining.flops / 16)

@@ -17,8 +17,10 @@ from stage_runs import REPOSITORY
 from tiny import read_json
 
 from lightning_modules import guards, roll_back
+from lightning_modules.checkpoint_files import newest_checkpoint
+from lightning_modules.errors import PipelineError
 from lightning_modules.guards import TrainingFailed
-from lightning_modules.roll_back import Skipping, batch_number, spikes
+from lightning_modules.roll_back import ReturnPoint, Skipping, batch_number, spikes
 
 
 @pytest.fixture(autouse=True)
@@ -102,6 +104,45 @@ def test_a_best_validation_that_was_rolled_back_does_not_stay(tmp_path: Path) ->
     result = roll(plan, folder)
     assert [spike.batches for spike in spikes(folder)] == [[4, 5, 6]]
     assert_same(result, train(replace(plan, split=Skipping(plan.split, [4, 5, 6])), tmp_path / "without"))
+
+
+def test_gone_back_behind_a_damaged_checkpoint_the_best_weights_are_those_of_then(tmp_path: Path) -> None:
+    """Validated at every step, the best weights are of step 5 when the checkpoint of step 4 is gone on from."""
+    plan, folder = spiky(tmp_path, {6}, save_every=2, validate_every=1, steps=8), tmp_path / "run"
+    expected = roll(plan, tmp_path / "whole")
+    with pytest.raises(Killed):
+        roll(plan, folder, Moments(43, raise_killed))  # in step 6
+    newest = newest_checkpoint(folder)
+    assert newest == folder / "step-000000004.ckpt"
+    first = folder / "return-000000002/best.safetensors"
+    then = first.read_bytes()
+    assert (folder / "best.safetensors").read_bytes() != then
+    damaged = bytearray(newest.read_bytes())
+    damaged[2000] ^= 1
+    newest.write_bytes(damaged)
+    assert newest_checkpoint(folder) == folder / "step-000000002.ckpt"
+    with pytest.raises(Killed):
+        roll(plan, folder, Moments(4, raise_killed))
+    assert first.read_bytes() == then
+    assert_same(roll(plan, folder), expected)
+
+
+def test_what_is_kept_of_steps_gone_back_behind_is_of_another_way(tmp_path: Path) -> None:
+    back = ReturnPoint(tmp_path, 2)
+    for step in (2, 4):
+        (tmp_path / f"step-{step:09d}.ckpt").write_text("first")
+        back.keep(step)
+    back.go_back(2)
+    (tmp_path / "step-000000004.ckpt").write_text("second")
+    back.keep(4)
+    assert (tmp_path / "return-000000004/step-000000004.ckpt").read_text() == "second"
+
+
+def test_a_return_point_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "return-000000002.unfinished").touch()  # in the place of a folder
+    with pytest.raises(PipelineError, match=r"return-000000002 cannot be written \(.* GB free") as caught:
+        ReturnPoint(tmp_path, 2).keep(2)
+    assert "\n" not in str(caught.value)
 
 
 def test_after_too_many_roll_backs_it_gives_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,3 +1,5 @@
+import os
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -95,10 +97,22 @@ def test_what_dvc_refuses_is_not_tried_again(tmp_path: Path) -> None:
     assert not result.may_retry
 
 
-def test_a_stage_that_says_it_was_stopped(tmp_path: Path) -> None:
-    result = project(tmp_path, "stops itself").run(TRANSLATION, lambda line: None)
-    assert result.outcome is Outcome.STOPPED
-    assert not result.may_retry
+def test_what_another_has_asked_to_end_is_tried_again_and_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    """As a machine that is taken back does: the stage alone gets SIGTERM, saves its work and says so by its status."""
+    runner = project(tmp_path, "hangs once")
+    lines: list[str] = []
+
+    def hear(line: str) -> None:
+        lines.append(line)
+        if line == "at work":
+            os.kill(int((tmp_path / "pids").read_text().split()[0]), signal.SIGTERM)
+
+    result = runner.run(TRANSLATION, hear)
+    assert (result.outcome, result.message) == (Outcome.FAILED, "ended by signal SIGTERM")
+    assert result.may_retry
+    assert alive(tmp_path) == []
+    assert runner.run(TRANSLATION, lines.append).outcome is Outcome.RAN
+    assert "goes on from saved" in lines
 
 
 def test_a_stopped_stage_saves_its_work_and_goes_on_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

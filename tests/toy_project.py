@@ -51,8 +51,6 @@ if mode == "crash":
     raise ValueError("no such luck")
 if mode == "killed":
     os.kill(os.getpid(), signal.SIGKILL)
-if mode == "stops itself":
-    sys.exit(143)
 checkpoint = pathlib.Path("checkpoint")
 resumes = mode.endswith(" once") and checkpoint.exists()
 if resumes:
@@ -109,14 +107,15 @@ def reproduce(folder: Path) -> None:
 
 
 def write_metrics(root: Path, task: str = "translation") -> None:
-    """What the evaluation of a task would leave."""
+    """What the evaluation of a task would leave, and a report of it alone."""
     interval = {"score": 12.34, "low": 11.0, "high": 13.5}
-    systems = dict.fromkeys(("pretrained", "scratch", "baseline", "difference"), interval)
+    systems = dict.fromkeys(("pretrained", "scratch", "baseline", "difference", "over_baseline"), interval)
     metrics = {"chrf": systems, "bleu": systems}
     report = {"task": task, "records": 500, "metrics": metrics, "primary": "bleu", "baseline_name": "copy the source"}
     folder = root / "reports" / "tasks" / task
     folder.mkdir(parents=True)
     (folder / "metrics.json").write_text(json.dumps(report | {"signatures": dict.fromkeys(metrics, "")}))
+    (root / "reports" / "metrics.json").write_text(json.dumps({task: {}, "pretraining": {}}))
 
 
 def start_flows(folder: Path, *arguments: str, module: str = "flows", **environment: str) -> "subprocess.Popen[str]":
