@@ -46,7 +46,7 @@ def newest_checkpoint(folder: Path, first: bool = True) -> Path | None:
         for pattern in LEFTOVERS:
             for left in folder.glob(pattern):
                 if left.is_file():
-                    left.unlink()
+                    left.unlink(missing_ok=True)
     for path in sorted(folder.glob("step-*.ckpt"), reverse=True):
         try:
             check_readable(path)
