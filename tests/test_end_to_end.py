@@ -101,7 +101,7 @@ def test_what_make_is_told_about_the_tests_reaches_no_make_in_a_test(tmp_path: P
     rules = ["inner:", "\t@echo told [$(ARGS)]", "outer:", f'\t@"{sys.executable}" -c "{inner}"', ""]
     (tmp_path / "Makefile").write_text("\n".join(rules))
     environment = os.environ | {"PYTHONPATH": f"{ROOT / 'tests'}"}
-    command = ["make", "outer", "ARGS=tests/test_tasks.py"]
+    command = ["make", "--no-print-directory", "outer", "ARGS=tests/test_tasks.py"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "told []"
 
