@@ -34,7 +34,7 @@ def environment(root: Path) -> dict[str, str]:
     return kept | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
-def shell(root: Path, command: str, status: int = 0, timeout: float = 600) -> str:
+def shell(root: Path, command: str, status: int = 0, timeout: float = 1500) -> str:
     """Runs a line of shell as a person would; gives what it printed."""
     done = subprocess.run(
         command, shell=True, cwd=root, env=environment(root), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
