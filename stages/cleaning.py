@@ -31,7 +31,6 @@ from stages.text import cut, failed_filter, normalise, strip_html
 QUARANTINE = "quarantine.jsonl"
 _SURE = 0.5  # a text is in another language where that is more probable than all others together
 _COUNT_EVERY = 1000  # records between two reports of progress
-_WHOLE = ("translation",)  # what is written says all of the source: beside a part of it, it would say too much
 
 
 @dataclass(frozen=True)
@@ -162,7 +161,7 @@ class _Cleaner:
         if TASKS[purpose].keep == "end" and len(texts[0]) > most:
             texts[0] = last_turns(texts[0], most)
             self.counts.trimmed += 1
-        elif TASKS[purpose].keep == "start" and purpose not in _WHOLE:
+        elif TASKS[purpose].keep == "start":
             self._leave_end_out(texts, extras)
         yield texts
 

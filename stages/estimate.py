@@ -30,8 +30,8 @@ NOTES = (
     "FLOPs: products of matrices, forward and backward. Times: trainings one after another; preparing, validating and",
     "scoring are left out. A task has a fine-tuning and a control from scratch. Share of the peak: measured with the",
     "default model for CPUs, assumed for GPUs, where a small model's steps take as long as starting their kernels.",
-    "Prices of an hour: roughly what public clouds' lists asked, in US dollars, about the turn of 2025 to 2026. Clouds",
-    "differ several times: --price NAME=PRICE sets yours.",
+    "Prices of an hour: US dollars, of clouds specialised in GPUs, May 2026 (mercatus-ai.com/blog/cloud-gpu-pricing).",
+    "Others ask up to twice as much, or less: --price NAME=PRICE sets yours.",
 )
 
 
@@ -254,7 +254,7 @@ if __name__ == "__main__":
         action="append",
         default=[],
         metavar="NAME=PRICE",
-        help=f"of an hour of a device, in place of a rough list price; names: {THIS} (this machine), {', '.join(GPUS)}",
+        help=f"of an hour of a device, in place of a known one; names: {THIS} (this machine), {', '.join(GPUS)}",
     )
     parser.add_argument("--json", action="store_true", help="print for programs")
     run_stage(main, parser)

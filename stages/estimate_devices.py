@@ -28,19 +28,19 @@ class Gpu:
     bf16: float
     tf32: float
     memory: float
-    price: float  # US dollars an hour
+    price: float | None = None  # US dollars an hour, where a source names one
 
 
 # NVIDIA's data sheets give twice these numbers where they count sparse matrices. A GPU without bf16 (T4, V100) is not
-# what `precision: auto` is for. Prices stand in no data sheet: roughly what public clouds' lists asked for an hour on
-# demand about the turn of 2025 to 2026, from memory. Clouds differ several times, and lists change: `--price` sets
-# another.
+# what `precision: auto` is for. Prices are no part of data sheets: the middle of what clouds specialised in GPUs asked
+# on demand in May 2026 (mercatus-ai.com/blog/cloud-gpu-pricing, first table). Others ask up to twice as much, or less:
+# `--price` sets another.
 GPUS = {
-    "l4": Gpu("NVIDIA L4", 121, 60, 24, 0.8),  # "L4 Tensor Core GPU" data sheet: 242 and 120 with sparsity
-    "a10": Gpu("NVIDIA A10", 125, 62.5, 24, 1.0),  # "A10 Tensor Core GPU" data sheet
-    "rtx4090": Gpu("GeForce RTX 4090", 165.2, 82.6, 24, 0.6),  # Ada white paper, appendix A: fp32 accumulation
-    "l40s": Gpu("NVIDIA L40S", 362, 183, 48, 1.9),  # "L40S GPU" data sheet: 362 | 733, 183 | 366
-    "a100": Gpu("NVIDIA A100 80 GB", 312, 156, 80, 2.5),  # "A100 Tensor Core GPU" data sheet
+    "l4": Gpu("NVIDIA L4", 121, 60, 24),  # "L4 Tensor Core GPU" data sheet: 242 and 120 with sparsity
+    "a10": Gpu("NVIDIA A10", 125, 62.5, 24),  # "A10 Tensor Core GPU" data sheet
+    "rtx4090": Gpu("GeForce RTX 4090", 165.2, 82.6, 24),  # Ada white paper, appendix A: fp32 accumulation
+    "l40s": Gpu("NVIDIA L40S", 362, 183, 48),  # "L40S GPU" data sheet: 362 | 733, 183 | 366
+    "a100": Gpu("NVIDIA A100 80 GB", 312, 156, 80, 1.3),  # "A100 Tensor Core GPU" data sheet
     "h100": Gpu("NVIDIA H100 SXM", 989, 494, 80, 3.0),  # "H100 Tensor Core GPU" data sheet: 1,979 and 989 with sparsity
     "h200": Gpu("NVIDIA H200 SXM", 989, 494, 141, 4.0),  # "H200 Tensor Core GPU" data sheet: as the H100, more memory
 }

@@ -42,7 +42,8 @@ class Task:
     kind: Literal["text", "span", "class"] = "text"  # an encoder cannot do it, points at a span, or names a class
     architectures: tuple[str, ...] = WRITERS
     decoding: dict[str, Any] = field(default_factory=dict)  # fields of Decoding that differ from greedy search
-    keep: Literal["start", "end"] = "start"  # of a source that is too long
+    # Of a source that is too long; "whole": what is written says all of it, so in `prepare` the record is dropped.
+    keep: Literal["start", "end", "whole"] = "start"
     extras: tuple[str, ...] = ()  # further columns, "" where a reader does not give them
 
     def __post_init__(self) -> None:
@@ -82,6 +83,7 @@ TASKS: dict[str, Task] = {
         baseline=lambda record: _TAG.sub("", record["source"]),
         baseline_name="copy the source",
         decoding={"beams": 4},
+        keep="whole",
     ),
     "summarization": Task(
         fields=("document", "summary"),
