@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.peer_tools import (
+    EOS,
     FIRST_REGULAR,
     GRADIENT_CLIP,
     MASK,
@@ -32,7 +33,7 @@ from lightning_modules.hardware import Hardware, choose
 from lightning_modules.loss import batch_loss
 from lightning_modules.model_folder import new_model
 from lightning_modules.module import Recipe, TransformerModule
-from lightning_modules.objectives import CausalLM, MaskedLM
+from lightning_modules.objectives import CausalLM, MaskedLM, Objective, SpanCorruption
 from lightning_modules.optim import OPTIMIZERS
 from lightning_modules.telling import Telling
 from lightning_modules.text_pairs import TextPairs
@@ -44,7 +45,7 @@ from lightning_modules.transformer.presets import preset
 from stages.console import progress
 
 NEVER = 10**9  # steps
-_PRESETS = {"decoder": "llama-style", "masked": "bert-base", "pairs": "vaswani-base"}
+_PRESETS = {"decoder": "llama-style", "masked": "bert-base", "pairs": "vaswani-base", "spans": "vaswani-base"}
 
 
 def config(work: Work, parts: str = "") -> TransformerConfig:
@@ -84,8 +85,12 @@ def split(work: Work, folder: Path, packing: str = "best_fit") -> Batches:
         for name, side in zip(("source", "target"), pairs(work), strict=True):
             _write_store(folder / name, side, work)
         return TextPairs(folder, config(work), work.batch_tokens, work.length, work.length, work.seed)
-    masked = MaskedLM(MASKED_SHARE, MASK, PAD, FIRST_REGULAR, work.vocab_size, None)
-    objective = masked if work.kind == "masked" else CausalLM()
+    objectives: dict[str, Objective] = {
+        "decoder": CausalLM(),
+        "masked": MaskedLM(MASKED_SHARE, MASK, PAD, FIRST_REGULAR, work.vocab_size, None),
+        "spans": SpanCorruption(MASKED_SHARE, 3.0, FIRST_REGULAR, work.length, EOS),
+    }
+    objective = objectives[work.kind]
     store = _write_store(folder / "texts", documents(work), work)
     return TextRows(store, config(work), objective, work.length, work.rows, 1, work.seed, packing)
 
@@ -131,11 +136,17 @@ def recipe(work: Work, steps: int) -> Recipe:
 
 
 def trainer(
-    folder: Path, steps: int, tell_every: int, also: list[pl.Callback], precision: str = "32-true", width: int = 0
+    folder: Path,
+    steps: int,
+    tell_every: int,
+    also: list[pl.Callback],
+    precision: str = "32-true",
+    width: int = 0,
+    accelerator: str = "cpu",
 ) -> pl.Trainer:
     """The trainer of stages/training.py with its callbacks; nothing is saved or validated in so few steps."""
     hardware = Hardware(
-        accelerator="cpu",
+        accelerator=accelerator,
         devices=1,
         num_nodes=1,
         strategy="auto",
@@ -188,7 +199,7 @@ def train_bare(model: nn.Module, work: Work, clock: Clock) -> None:
 
 def bare_step(model: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, bf16: bool = False) -> Tensor:
     """One optimiser step; returns the loss in nats per target."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+    with torch.autocast(batch.target_BT.device.type, torch.bfloat16, enabled=bf16):
         nats, _ = batch_loss(model, batch, label_smoothing=0.0)  # type: ignore[arg-type]
     loss = nats / batch.targets
     loss.backward()  # type: ignore[no-untyped-call]

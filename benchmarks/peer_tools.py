@@ -29,7 +29,7 @@ ZIPF_EXPONENT = 1.1
 class Work:
     """What everyone does. No dropout, no label smoothing, fp32 or bf16, AdamW, gradients clipped to norm 1."""
 
-    kind: str  # decoder: causal language model; masked: BERT's; pairs: encoder–decoder
+    kind: str  # decoder: causal language model; masked: BERT's; pairs, spans: encoder–decoder, on pairs or T5's spans
     layers: int  # of each stack
     d_model: int
     heads: int

@@ -66,7 +66,7 @@ class GPT(nn.Module):
 
     def forward(self, ids_BL: Tensor) -> Tensor:
         """Logits (B, L, V)."""
-        x_BLD = self.tokens(ids_BL) + self.positions(torch.arange(ids_BL.shape[1]))
+        x_BLD = self.tokens(ids_BL) + self.positions(torch.arange(ids_BL.shape[1], device=ids_BL.device))
         for block in self.blocks:
             x_BLD = block(x_BLD)
         return functional.linear(self.norm(x_BLD), self.tokens.weight)

@@ -171,11 +171,15 @@ def batch_bytes(config: TransformerConfig, shape: Shape, half: bool, gpu: bool, 
 
 
 def logit_bytes(config: TransformerConfig, shape: Shape, half: bool, gpu: bool) -> int:
-    """Bytes of the predictions at their peak: a piece of the scores (bf16: also as products take them), and the
-    gradients of hidden vectors and matrix, which are there until the backward pass."""
+    """Bytes of the predictions at their peak: a piece of the scores (on a GPU: and of their gradient; on a CPU in bf16:
+    also as products take them), and the gradients of hidden vectors and matrix, which are there until the backward
+    pass."""
     from lightning_modules.transformer.cross_entropy import GPU_PIECE, PIECE
 
-    piece = min(shape.predicted, GPU_PIECE if gpu else PIECE) * config.vocab_size * (6 if half else 4)
+    if gpu:
+        piece = min(shape.predicted, GPU_PIECE) * config.vocab_size * 2 * (2 if half else 4)
+    else:
+        piece = min(shape.predicted, PIECE) * config.vocab_size * (6 if half else 4)
     return piece + 4 * config.d_model * (shape.predicted + config.vocab_size)
 
 

@@ -96,3 +96,22 @@ def test_between_the_passes_it_keeps_gradients_of_its_factors_and_no_scores() ->
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         linear_cross_entropy(*factors, target_N, 0.1)
     assert sum(kept.values()) == sum(factor.nbytes for factor in factors)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("empty", [0, 24])
+def test_what_is_compiled_for_gpus_is_the_same(smoothing: float, compiled: bool, empty: int) -> None:
+    factors, target_N = drawn(50)
+    score_NV = functional.linear(*factors).detach()
+    score_NW = functional.pad(score_NV, (0, empty), value=7.0)
+    learned_NV = score_NV.clone().requires_grad_()
+    expected = functional.cross_entropy(learned_NV, target_N, reduction="sum", label_smoothing=smoothing)
+    (gradient_NV,) = torch.autograd.grad(expected, learned_NV)
+    ours = torch.compile(cross_entropy.nats_and_slope) if compiled else cross_entropy.nats_and_slope
+    nats, slope_NW = ours(score_NW, target_N[:, None], smoothing, ENTRIES, torch.float64)
+    torch.testing.assert_close(nats, expected)
+    torch.testing.assert_close(slope_NW, functional.pad(gradient_NV, (0, empty)))
+    rough, rough_NW = ours(score_NW.bfloat16(), target_N[:, None], smoothing, ENTRIES, torch.float32)
+    assert (rough.dtype, rough_NW.dtype) == (torch.float32, torch.bfloat16)
+    torch.testing.assert_close(rough, expected.float(), rtol=0.01, atol=0.0)

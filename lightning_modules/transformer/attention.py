@@ -173,7 +173,7 @@ class Attention(nn.Module):
             def add_bias(score: Tensor, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
                 return score if bias_BHLS is None else score + bias_BHLS[0, head, query, key]
 
-            return _flex_attention(q_BHLK.is_cuda)(
+            return _flex_attention(q_BHLK.is_cuda and not torch.compiler.is_compiling())(
                 q_BHLK,
                 k_BHSK,
                 v_BHSK,
@@ -220,7 +220,8 @@ def columns(x_BLD: Tensor, columns_BM: Tensor) -> Tensor:
 
 @cache
 def _flex_attention(compiled: bool) -> Any:
-    """Torch's flex attention; only compiled does it skip hidden blocks, and only GPUs can train with that."""
+    """Torch's flex attention; only compiled does it skip hidden blocks, and only GPUs can train with that. In a model
+    that is compiled as a whole it is so by itself."""
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention) if compiled else flex_attention

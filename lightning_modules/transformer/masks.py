@@ -76,7 +76,11 @@ def may_see(
 
 
 def document_blocks(documents_BL: Tensor, causal: bool, window: int | None) -> Any:
-    """The mask of packed documents for flex attention, which leaves out blocks of 128 × 128 where nothing is seen."""
+    """The mask of packed documents for flex attention, which leaves out blocks of 128 × 128 where nothing is seen.
+
+    Worth compiling on a GPU: 0.3 instead of 9.5 ms for 32 rows of 1,024 tokens on an H200, where each layer's attention
+    takes 1.1.
+    """
     from torch.nn.attention.flex_attention import create_block_mask
 
     batch, columns = documents_BL.shape

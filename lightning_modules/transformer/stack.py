@@ -1,6 +1,8 @@
 """A stack of blocks with its positions and last normalisation: the encoder's, or the decoder's."""
 
-from typing import Literal, cast
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,7 @@ from lightning_modules.transformer.positions import (
     SinusoidalPositions,
 )
 
+FLEX_FROM = 16  # width of a head that torch's kernel takes
 APART_FROM = 256  # columns of a row from which documents one by one are faster than with a mask, on a CPU
 
 
@@ -132,7 +135,8 @@ class Stack(nn.Module):
             return Visibility(apart=apart(documents_BL, documents_BL, real_BS, real_BS, see))
         plain = real_BS is None and not prefix and not start and not self.config.attention_dropout
         if documents_BL is not None and way == "flex" and plain:
-            return Visibility(bias_BHLS=bias_BHLS, blocks=document_blocks(documents_BL, causal, window))
+            make_blocks = _document_blocks(x_BLD.is_cuda and not torch.compiler.is_compiling())
+            return Visibility(bias_BHLS=bias_BHLS, blocks=make_blocks(documents_BL, causal, window))
         allowed_BHLS = may_see(
             new,
             start + new,
@@ -188,8 +192,13 @@ class Stack(nn.Module):
         if self.packs_with is not None:
             return self.packs_with
         if x_BLD.is_cuda:
-            return "flex"
+            return "flex" if self.config.width_of_heads >= FLEX_FROM else "mask"
         return "apart" if columns >= APART_FROM and not torch.compiler.is_compiling() else "mask"
+
+
+@cache
+def _document_blocks(compiled: bool) -> Callable[[Tensor, bool, int | None], Any]:
+    return torch.compile(document_blocks) if compiled else document_blocks
 
 
 def recompute_activations(model: nn.Module, on: bool) -> None:
