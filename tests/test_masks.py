@@ -80,14 +80,12 @@ def test_a_target_may_be_longer_than_the_source_that_it_sees() -> None:
 def test_what_the_kernel_is_given(masked: bool, biased: bool) -> None:
     allowed = torch.tensor([[True, False], [True, True]])[None, None] if masked else None
     bias = torch.randn(1, 3, 2, 2, requires_grad=True) if biased else None
-    visibility = Visibility(allowed, bias)
-    given = visibility.score_mask
+    given = Visibility(allowed, bias).score_mask
     if not biased:
         assert given is allowed
         return
     assert given is not None
     assert bias is not None
-    assert given is visibility.score_mask  # made once, whatever the number of layers
     hidden = torch.tensor([[False, masked], [False, False]]).expand(1, 3, 2, 2)
     assert (given[hidden] == float("-inf")).all()
     assert torch.equal(given[~hidden], bias[~hidden])

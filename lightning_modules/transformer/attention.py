@@ -173,7 +173,7 @@ class Attention(nn.Module):
             def add_bias(score: Tensor, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
                 return score if bias_BHLS is None else score + bias_BHLS[0, head, query, key]
 
-            return _flex_attention(q_BHLK.is_cuda and not torch.compiler.is_compiling())(
+            return _flex_attention(q_BHLK.is_cuda)(
                 q_BHLK,
                 k_BHSK,
                 v_BHSK,
@@ -218,10 +218,14 @@ def columns(x_BLD: Tensor, columns_BM: Tensor) -> Tensor:
     return x_BLD.reshape(-1, width).index_select(0, place_BM.flatten()).view(rows, -1, width)
 
 
-@cache
-def _flex_attention(compiled: bool) -> Any:
-    """Torch's flex attention; only compiled does it skip hidden blocks, and only GPUs can train with that. In a model
-    that is compiled as a whole it is so by itself."""
+def _flex_attention(on_gpu: bool) -> Any:
+    """Torch's flex attention; only compiled does it skip hidden blocks, and only GPUs can train with that."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention) if compiled else flex_attention
+    by_itself = on_gpu and not torch.compiler.is_compiling()  # rather than as a part of a compiled model
+    return _compiled(flex_attention) if by_itself else flex_attention
+
+
+@cache
+def _compiled(function: Any) -> Any:
+    return torch.compile(function)

@@ -4,8 +4,7 @@ A mask is made once a forward pass; where the fused kernel can do without (nothi
 is none. Torch's kernels give zeros, not NaN, to a query that sees no key.
 """
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,17 +24,15 @@ class Visibility:
     blocks: Any = None  # torch's BlockMask: the same as `allowed` for the kernel that skips what is hidden
     apart: "Apart | None" = None  # packed documents one by one: the same as `allowed`, without what is hidden
 
-    @cached_property
-    def score_mask(self) -> Tensor | None:
-        """What the fused kernel takes: the mask, or the bias with -∞ where the mask hides; made once for all layers."""
-        if self.bias_BHLS is None or self.allowed_BHLS is None:
-            return self.allowed_BHLS if self.bias_BHLS is None else self.bias_BHLS
-        return self.bias_BHLS.masked_fill(~self.allowed_BHLS, float("-inf"))
+    # What the fused kernel takes: the mask, or the bias with -∞ where the mask hides; made once for all layers.
+    score_mask: Tensor | None = field(init=False)
 
-    def make_masks(self) -> None:
-        """Makes now what attention will ask for."""
-        for visibility in self.apart.visibilities if self.apart else [self]:
-            _ = visibility.score_mask
+    def __post_init__(self) -> None:
+        """Made at once: a cached property has a lock in Python 3.11, at which torch.compile ends a graph."""
+        mask = self.allowed_BHLS if self.bias_BHLS is None else self.bias_BHLS
+        if self.bias_BHLS is not None and self.allowed_BHLS is not None:
+            mask = self.bias_BHLS.masked_fill(~self.allowed_BHLS, float("-inf"))
+        object.__setattr__(self, "score_mask", mask)
 
 
 def may_see(

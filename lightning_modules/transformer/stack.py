@@ -94,9 +94,6 @@ class Stack(nn.Module):
             of_last = self._visibility_of(columns_BM, end, real_BS, documents_BL, prefix, bias_BHLS)
         turns = None if self.rotary is None else self.rotary(torch.arange(start, end, device=x_BLD.device))
         recompute = self.recompute and self.training and torch.is_grad_enabled() and caches is None
-        if recompute:  # masks that all layers share are made outside of what is computed again
-            for seen in (visibility, of_last, memory_visibility or Visibility()):
-                seen.make_masks()
         for number, block in enumerate(self.blocks):
             last, cache = block is self.last, None if caches is None else caches[number]
             sees, asked_BM = (of_last, columns_BM) if last else (visibility, None)
@@ -135,7 +132,8 @@ class Stack(nn.Module):
             return Visibility(apart=apart(documents_BL, documents_BL, real_BS, real_BS, see))
         plain = real_BS is None and not prefix and not start and not self.config.attention_dropout
         if documents_BL is not None and way == "flex" and plain:
-            make_blocks = _document_blocks(x_BLD.is_cuda and not torch.compiler.is_compiling())
+            by_itself = x_BLD.is_cuda and not torch.compiler.is_compiling()  # not in a compiled model
+            make_blocks = _compiled_blocks() if by_itself else document_blocks
             return Visibility(bias_BHLS=bias_BHLS, blocks=make_blocks(documents_BL, causal, window))
         allowed_BHLS = may_see(
             new,
@@ -197,8 +195,8 @@ class Stack(nn.Module):
 
 
 @cache
-def _document_blocks(compiled: bool) -> Callable[[Tensor, bool, int | None], Any]:
-    return torch.compile(document_blocks) if compiled else document_blocks
+def _compiled_blocks() -> Callable[[Tensor, bool, int | None], Any]:
+    return torch.compile(document_blocks)
 
 
 def recompute_activations(model: nn.Module, on: bool) -> None:
