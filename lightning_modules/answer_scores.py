@@ -45,8 +45,13 @@ def confident_answers(answering: TextToText, texts: Sequence[str], done: Done) -
         best = (max(scores.items(), key=itemgetter(1)) for scores in answering.scores(texts, done=done))
         return list(best)
     answers = answering.generate(texts, done=done)
-    nats_N = target_likelihoods(answering, texts, answers).nats_N
-    return list(zip(answers, np.exp(-nats_N).tolist(), strict=True))
+    return list(zip(answers, written_probabilities(answering, texts, answers), strict=True))
+
+
+def written_probabilities(answering: TextToText, texts: Sequence[str], answers: Sequence[str]) -> list[float]:
+    """How probable a model that writes finds these answers, whoever wrote them."""
+    probabilities: list[float] = np.exp(-target_likelihoods(answering, texts, answers).nats_N).tolist()
+    return probabilities
 
 
 def target_likelihoods(answering: TextToText, sources: Sequence[str], targets: Sequence[str]) -> Likelihoods:

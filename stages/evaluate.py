@@ -135,7 +135,7 @@ def _answers(
 ) -> Answers:
     import numpy as np
 
-    from lightning_modules.answer_scores import confident_answers, target_likelihoods
+    from lightning_modules.answer_scores import confident_answers, target_likelihoods, written_probabilities
     from lightning_modules.transformer.heads import SpanReader
     from lightning_modules.transformer.model import Decoder, EncoderDecoder
 
@@ -148,6 +148,8 @@ def _answers(
     with progress(total=len(texts.sources), name=name, unit="text") as bar:
         if engine is not None:
             answers = engine.generate(texts.sources, done=bar.update)
+            if about.kind != "text":
+                probabilities = written_probabilities(answering, texts.sources, answers)
         elif about.kind == "text":
             answers = answering.generate(texts.sources, done=bar.update)
         else:

@@ -8,12 +8,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tiny import SPECIAL, lively, model, reader, sentences, write_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from lightning_modules.answer_scores import target_likelihoods
 from lightning_modules.errors import PipelineError
 from lightning_modules.interop.ctranslate2_engine import CTranslate2Engine
 from lightning_modules.model_folder import save_model, sha256
@@ -184,19 +186,24 @@ def test_where_the_tokenizer_does_not_know_what_is_written_bits_per_byte_are_tol
     assert "&lt;unk&gt;" not in "".join(details_section({"translation": analysis | {"unknown_share": 0.0}}, {}, {}))
 
 
+@pytest.mark.parametrize("task", ["translation", "question_answering"])
 def test_another_engine_writes_the_answers_and_the_model_tells_the_likelihoods(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nobody there
-    params = workspace(tmp_path, "translation", lively(1), lively(2))
+    params = workspace(tmp_path, task, lively(1), lively(2))
     own = params.evaluate.model_copy(update={"engine": "ctranslate2"})
-    evaluate(params.model_copy(update={"evaluate": own}), "translation")
-    output = tmp_path / "reports/tasks/translation"
+    evaluate(params.model_copy(update={"evaluate": own}), task)
+    output = tmp_path / "reports/tasks" / task
     rows = [json.loads(line) for line in (output / "predictions.jsonl").read_text().split("\n") if line]
-    engine = CTranslate2Engine(Path("models/translation"))
-    assert [row["pretrained"] for row in rows] == engine.generate([row["source"] for row in rows])
-    assert json.loads((output / "analysis.json").read_text())["likelihood"]
+    sources, answers = [row["source"] for row in rows], [row["pretrained"] for row in rows]
+    assert answers == CTranslate2Engine(Path("models") / task).generate(sources)
+    analysis = json.loads((output / "analysis.json").read_text())
+    assert analysis["likelihood"]
+    if task == "question_answering":
+        nats_N = target_likelihoods(TextToText.load(Path("models") / task), sources, answers).nats_N
+        assert analysis["calibration"]["pretrained"]["probability"] == pytest.approx(np.exp(-nats_N).mean(), rel=1e-4)
 
 
 def test_what_is_missing_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
