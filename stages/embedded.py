@@ -20,7 +20,6 @@ from stages.dialogues import dialogue_rows, one_line
 from stages.text import strip_html
 
 Record = dict[str, str]
-_FIELDS_IN_CONTEXT = 4  # a question's context describes so many fields
 _DESCRIPTION = (15, 110)  # shortest and longest description of a field in a context, in characters
 
 
@@ -75,8 +74,8 @@ def botocore_methods(wheel: Path) -> Iterator[Record]:
                 yield {"text": text, "label": method, "group": service}
 
 
-def botocore_questions(wheel: Path) -> Iterator[Record]:
-    """A context that describes some fields of one structure, a question about one of them, the answer from the text.
+def botocore_questions(wheel: Path, in_context: int) -> Iterator[Record]:
+    """A context that describes so many fields of one structure, a question about one of them, the answer from the text.
 
     Fields are shuffled by a generator seeded with the structure's name, so each run makes the same questions.
     """
@@ -86,8 +85,8 @@ def botocore_questions(wheel: Path) -> Iterator[Record]:
             fields = [(field, text) for field, text in fields if _DESCRIPTION[0] <= len(text) <= _DESCRIPTION[1]]
             chosen = random.Random(f"{service} {name}")  # noqa: S311 - a shuffle, no secret
             chosen.shuffle(fields)
-            for start in range(0, len(fields) - _FIELDS_IN_CONTEXT + 1, _FIELDS_IN_CONTEXT):
-                context = fields[start : start + _FIELDS_IN_CONTEXT]
+            for start in range(0, len(fields) - in_context + 1, in_context):
+                context = fields[start : start + in_context]
                 field, answer = chosen.choice(context)
                 text = " ".join(f"{one}: {description}." for one, description in context)
                 yield {"question": f"What is {field}?", "context": text, "answer": answer, "group": service}

@@ -95,6 +95,7 @@ class BotocoreQuestions(DataEntry):
 
     gives: ClassVar[tuple[str, ...]] = TASKS["question_answering"].fields
     reader: Literal["botocore_questions"]
+    fields: Annotated[int, Field(ge=2)] = 4  # described in a context
 
 
 class BotocoreMethods(DataEntry):

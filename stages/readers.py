@@ -245,7 +245,7 @@ READERS: dict[str, Reader] = {
     "squad": Reader(_squad, TABLE_FORMATS, plain=True),
     "botocore_documents": _embedded(lambda wheel, _: embedded.botocore_documents(wheel)),
     "botocore_operations": _embedded(lambda wheel, _: embedded.botocore_operations(wheel)),
-    "botocore_questions": _embedded(lambda wheel, _: embedded.botocore_questions(wheel)),
+    "botocore_questions": _embedded(lambda wheel, entry: embedded.botocore_questions(wheel, entry.fields)),
     "botocore_methods": _embedded(lambda wheel, _: embedded.botocore_methods(wheel)),
     "homeassistant_strings": _embedded(_strings),
     "homeassistant_pairs": _embedded(_pairs),

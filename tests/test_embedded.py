@@ -10,7 +10,7 @@ import pytest
 from preparing import letters, records, run
 
 from lightning_modules.errors import PipelineError
-from stages.embedded import botocore_methods, chitchat_dialogues, chitchat_documents
+from stages.embedded import botocore_methods, botocore_questions, chitchat_dialogues, chitchat_documents
 
 
 def operation(method: str, documentation: str) -> dict[str, Any]:
@@ -45,6 +45,22 @@ def test_an_operation_and_its_method_without_its_name(botocore: Path) -> None:
         {"text": "Calls it; MakeBoxes is another.", "label": "PUT", "group": "boxes"},
         {"text": "Returns a box.", "label": "GET", "group": "boxes"},
     ]
+
+
+@pytest.mark.parametrize("in_context", [2, 4, 9, 10])
+def test_a_question_is_about_one_of_so_many_fields(tmp_path: Path, in_context: int) -> None:
+    members = {f"Side{letter}": {"documentation": f"<p>The length of side {letter}.</p>"} for letter in "ABCDEFGHI"}
+    api = {"metadata": {"protocol": "json"}, "operations": {}, "shapes": {"Box": {"members": members}}}
+    wheel = tmp_path / "botocore-0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("botocore/data/boxes/2020-01-01/service-2.json.gz", gzip.compress(json.dumps(api).encode()))
+    found = list(botocore_questions(wheel, in_context))
+    assert len(found) == len(members) // in_context
+    for question in found:
+        assert question["context"].count("The length of side ") == in_context
+        letter = question["question"].removeprefix("What is Side ").removesuffix("?")
+        assert question["answer"] == f"The length of side {letter}"
+        assert question["answer"] in question["context"]
 
 
 def conversation(*turns: list[str]) -> dict[str, Any]:
