@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks import gpu
 from benchmarks.peer_ours import split
 from benchmarks.peer_tools import EOS, WORKS, Clock, Work, pairs, parameters, rows
 from benchmarks.peers import ENTRIES, JOEYNMT, contestant, table
@@ -82,3 +83,17 @@ def test_ratios_are_medians_over_rounds_of_ours_by_theirs() -> None:
     rates = {"peer_ours.OURS": [(100.0, 200.0), (300.0, 300.0), (50.0, 60.0)], "peer": [(50.0, 100.0)] * 3}
     last = table({entry: entry for entry in rates}, dict.fromkeys(rates, 10**6), rates).splitlines()[-1]
     assert last.split() == ["peer", "1.00", "50", "100", "2.00", "2.00", "4.00"]
+
+
+def test_on_a_gpu_too_everyone_has_as_many_parameters_and_flops_are_nanogpts() -> None:
+    """6 a parameter and token, positions left out, and attention's 12 a layer, width and token (PaLM's appendix B)."""
+    decoders = [one for one in gpu.contestants() if one.work is gpu.DECODER]
+    with torch.device("meta"):
+        sizes = {one.size_and_parts: parameters(one.make(one.work)) for one in decoders}
+    assert all(size == pytest.approx(124e6, rel=0.02) for size in sizes.values())
+    work, nanogpt = gpu.DECODER, next(one for one in decoders if one.make is gpu.Scored)
+    positions = work.length * work.d_model
+    expected = 6 * (sizes[nanogpt.size_and_parts] - positions) + 12 * work.layers * work.d_model * work.length
+    flops, size = gpu.told_before(nanogpt)
+    assert flops == pytest.approx(expected, rel=1e-3)
+    assert size > 124e6 * 18  # weights, gradients, two averages in fp32, and a copy in bf16
