@@ -37,7 +37,7 @@ class FilesInOrder(LoadFileScheduling):
 
     def _reschedule(self, node: WorkerController) -> None:
         """A worker begins a test when it knows the next one: it must have two, or be told that there are no more."""
-        if node.shutting_down:
+        if node.shutting_down or node not in self.registered_collections:  # one that still collects asks later
             return
         while self.workqueue and self._pending_of(self.assigned_work[node]) < 2:
             self._assign_work_unit(node)

@@ -228,4 +228,4 @@ def _flex_attention(on_gpu: bool) -> Any:
 
 @cache
 def _compiled(function: Any) -> Any:
-    return torch.compile(function)
+    return torch.compile(function, dynamic=False)

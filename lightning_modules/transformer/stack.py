@@ -23,6 +23,7 @@ from lightning_modules.transformer.positions import (
 )
 
 FLEX_FROM = 16  # width of a head that torch's kernel takes
+FLEX_BLOCK = 128  # columns of its blocks: with others at the end its gradients can be wrong (pytorch/pytorch#153799)
 APART_FROM = 256  # columns of a row from which documents one by one are faster than with a mask, on a CPU
 
 
@@ -190,13 +191,15 @@ class Stack(nn.Module):
         if self.packs_with is not None:
             return self.packs_with
         if x_BLD.is_cuda:
-            return "flex" if self.config.width_of_heads >= FLEX_FROM else "mask"
+            # Nor is the gradient of a learned bias trusted to it.
+            whole, wide = columns % FLEX_BLOCK == 0, self.config.width_of_heads >= FLEX_FROM
+            return "flex" if whole and wide and self.config.positions != "relative" else "mask"
         return "apart" if columns >= APART_FROM and not torch.compiler.is_compiling() else "mask"
 
 
 @cache
 def _compiled_blocks() -> Callable[[Tensor, bool, int | None], Any]:
-    return torch.compile(document_blocks)
+    return torch.compile(document_blocks, dynamic=False)  # lengths left open have made it fail: pytorch/pytorch#166070
 
 
 def recompute_activations(model: nn.Module, on: bool) -> None:
