@@ -31,7 +31,7 @@ from benchmarks.peer_ours import NEVER, bare_step, config, make, real_tokens, re
 from benchmarks.peer_tools import GRADIENT_CLIP, Work
 from benchmarks.peer_torch import GPT, crops, cross_entropy
 from lightning_modules.batching import Batch
-from lightning_modules.datamodule import Batches, TextDataModule
+from lightning_modules.datamodule import TextDataModule
 from lightning_modules.flops import Shape, batch_bytes, parameters, state_bytes, step_flops
 from lightning_modules.module import TransformerModule
 from lightning_modules.optim import OPTIMIZERS
@@ -122,25 +122,21 @@ def steps(work: Work) -> int:
 def under_lightning(model: nn.Module, work: Work, watch: Stopwatch, packing: str) -> None:
     """As the stages do."""
     with tempfile.TemporaryDirectory() as name, contextlib.redirect_stderr(io.StringIO()):  # the bar
-        folder, callbacks = Path(name), [_Ticks(watch)]
-        batches = split(work, folder, packing)
-        fit = trainer(folder, steps(work), NEVER, [*callbacks], "bf16-mixed", work.d_model, "gpu")
+        batches = split(work, Path(name), packing)
+        fit = trainer(Path(name), steps(work), NEVER, [_Ticks(watch)], "bf16-mixed", work.d_model, "gpu")
         fit.fit(TransformerModule(model, recipe(work, steps(work))), TextDataModule(batches, batches))  # type: ignore[arg-type]
 
 
 def bare(model: nn.Module, work: Work, watch: Stopwatch) -> None:
     """A loop of a few lines on our model, batches of joined rows, and optimiser."""
-    with tempfile.TemporaryDirectory() as name:
-        _bare(model, work, watch, split(work, Path(name), "joined"))
-
-
-def _bare(model: nn.Module, work: Work, watch: Stopwatch, batches: Batches) -> None:
     optimizer = OPTIMIZERS["adamw"](model, work.learning_rate, 0.01)
     model.train()
-    for number in range(steps(work)):
-        batch = batches.training_batch(number, 0, 1)
-        bare_step(model, move_data_to_device(batch, GPU), optimizer, bf16=True)
-        watch.tick(real_tokens(batch, work))
+    with tempfile.TemporaryDirectory() as name:
+        batches = split(work, Path(name), "joined")
+        for number in range(steps(work)):
+            batch = batches.training_batch(number, 0, 1)
+            bare_step(model, move_data_to_device(batch, GPU), optimizer, bf16=True)
+            watch.tick(real_tokens(batch, work))
 
 
 class Scored(nn.Module):
@@ -223,10 +219,13 @@ def main() -> None:
         parser.error("there is no GPU here")
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(1)
+    wanted = [arguments.profile] if arguments.profile else arguments.only
+    chosen = [one for one in contestants() if not wanted or any(words in one.name for words in wanted)]
+    if not chosen:
+        parser.error(f"none has {' or '.join(wanted)} in its name: {'; '.join(one.name for one in contestants())}")
     if arguments.profile:
-        print(profile(next(one for one in contestants() if arguments.profile in one.name)))
+        print(profile(chosen[0]))
         return
-    chosen = [c for c in contestants() if not arguments.only or any(words in c.name for words in arguments.only)]
     peaks = []
     for number in range(arguments.rounds):
         for one in [*chosen]:

@@ -70,7 +70,7 @@ def _products_are_exact() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def rows(folder: Path, packing: str = "best_fit", **changes: Any) -> TextRows:
+def rows(folder: Path, **changes: Any) -> TextRows:
     """Rows of 256 tokens, some ten sentences in each."""
     made = config(max_length=LENGTH, **changes)
     objectives = {
@@ -79,7 +79,7 @@ def rows(folder: Path, packing: str = "best_fit", **changes: Any) -> TextRows:
         "encoder_decoder": SpanCorruption(0.15, 3.0, 5, 64, 2),
     }
     store = write_store(folder, encoded(sentences()))
-    return TextRows(store, made, objectives[made.architecture], LENGTH, 4, 2, 1, packing)
+    return TextRows(store, made, objectives[made.architecture], LENGTH, 4, 2, 1, "best_fit")
 
 
 def loss_and_gradients(made: Any, given: Batch) -> list[Tensor]:
@@ -147,7 +147,7 @@ class Losses(pl.Callback):
         self.found.append(float(trainer.strategy.reduce(pl_module.train_loss, reduce_op="mean")))
 
 
-def train(folder: Path, shape: str, steps: int = STEPS, ema: float = 0.9, **changes: Any) -> tuple[list[float], Any]:
+def train(folder: Path, shape: str, steps: int = STEPS, **changes: Any) -> tuple[list[float], Any]:
     """The losses of a training on one GPU, or on what `changes` say, from its newest checkpoint; and the module."""
     changes = {"accelerator": "gpu", "devices": 1, "precision": "32-true", "compile": False} | changes
     used, data = hardware(**changes), rows(folder / "data", **SHAPES[shape])
@@ -155,7 +155,7 @@ def train(folder: Path, shape: str, steps: int = STEPS, ema: float = 0.9, **chan
     choice = choose(used, 32, same_shapes=True)
     if choice.compiled:
         made.compile()
-    losses, module = Losses(), TransformerModule(made, recipe(steps=STEPS, ema_decay=ema, learning_rate=1e-3))
+    losses, module = Losses(), TransformerModule(made, recipe(steps=STEPS, ema_decay=0.9, learning_rate=1e-3))
     checkpoints = Checkpoints(folder / "checkpoints", 4, 2, 0, 0)
     guard = StepGuard("test", folder, "skip", 4, 2, None)
     fit = build_trainer(used, choice, steps, 1, 4, 1.0, [guard, losses, checkpoints])
