@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightning_modules.transformer.gradients import SLOPES, RMSNorm, gate, turn
+from lightning_modules.transformer.gradients import SLOPES, RMSNorm, gate, gate_apart, turn
 from lightning_modules.transformer.layers import ACTIVATIONS
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -68,6 +68,12 @@ def test_gating(activation: str, layout: str, dtype: torch.dtype) -> None:
         return active(x[..., :6]) * x[..., 6:]
 
     close(lambda x: gate(x, active, SLOPES[activation]), plain, [drawn(layout, dtype)])
+    halves = [half.detach().requires_grad_() for half in drawn(layout, dtype).chunk(2, dim=-1)]
+    close(
+        lambda first, second: gate_apart(first, second, active, SLOPES[activation]),
+        lambda first, second: active(first) * second,
+        halves,
+    )
 
 
 @dtypes

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from lightning_modules.transformer.config import TransformerConfig
 from lightning_modules.transformer.gradients import RMSNorm
+from lightning_modules.transformer.linear import Linear
 from lightning_modules.transformer.masks import Visibility
 from lightning_modules.transformer.positions import rotate
 
@@ -94,9 +95,9 @@ class Attention(nn.Module):
         width, bias = config.width_of_heads, config.bias
         self.heads, self.groups, self.dropout = config.heads, config.groups, config.attention_dropout
         self.scale = None if config.scale_attention else 1.0
-        self.query = nn.Linear(config.d_model, self.heads * width, bias=bias)
-        self.key_value = nn.Linear(config.d_model, 2 * self.groups * width, bias=bias)
-        self.output = nn.Linear(self.heads * width, config.d_model, bias=bias)
+        self.query = Linear(config.d_model, self.heads * width, bias=bias)
+        self.key_value = Linear(config.d_model, 2 * self.groups * width, bias=bias)
+        self.output = Linear(self.heads * width, config.d_model, bias=bias)
         self.query_norm = RMSNorm(width, eps=config.norm_eps) if config.qk_norm else None
         self.key_norm = RMSNorm(width, eps=config.norm_eps) if config.qk_norm else None
 

@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from lightning_modules.transformer.linear import scores
+
 PIECE = 512  # positions; from 256 to 1,024 are as fast on a CPU
 GPU_PIECE = 8192  # larger, as more is at work at once: 3 % faster than 4,096 on an H200, and 10 % than 2,048
 ALIGNED = 64  # entries: products of bf16 whose sides are no multiple of 8 take a GPU four times as long
@@ -60,7 +62,7 @@ class _Pieces(torch.autograd.Function):
             for start in range(0, len(hidden_ND), piece):
                 hidden_PD = hidden_ND[start : start + piece].to(dtype)
                 target_P1 = target_N[start : start + piece, None]
-                score_PW = functional.linear(hidden_PD, weight_WD, bias_W)
+                score_PW = scores(hidden_PD, weight_WD, bias_W)
                 if score_PW.is_cuda:
                     nats, slope_PW = _compiled()(score_PW, target_P1, label_smoothing, entries, exact)
                 else:

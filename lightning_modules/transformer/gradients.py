@@ -90,6 +90,32 @@ class _Gate(torch.autograd.Function):
         return out, None, None
 
 
+def gate_apart(first: Tensor, second: Tensor, activation: Activation, slope: Callable[..., Tensor]) -> Tensor:
+    """activation(first) ⊙ second; the same of halves that lie apart."""
+    if learns(first):
+        return _GateApart.apply(first, second, activation, slope)  # type: ignore[no-any-return, no-untyped-call]
+    return activation(first) * second
+
+
+class _GateApart(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, first: Tensor, second: Tensor, activation: Activation, slope: Callable[..., Tensor]
+    ) -> Tensor:
+        active = activation(first)
+        ctx.slope = slope
+        ctx.save_for_backward(first, second, active)
+        return active * second
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+        first, second, active = ctx.saved_tensors
+        to_first = gradient * second
+        ctx.slope(to_first, first, grad_input=to_first)
+        return to_first, gradient * active, None, None
+
+
 class RMSNorm(nn.RMSNorm):
     """x / √(mean of x² + ε) ⊙ weight, over the last dimension (Zhang and Sennrich 2019, arXiv:1910.07467).
 

@@ -10,7 +10,8 @@ from lightning_modules.transformer.attention import Attention, LayerCache, colum
 from lightning_modules.transformer.config import GATED, TransformerConfig
 from lightning_modules.transformer.cross_entropy import linear_cross_entropy
 from lightning_modules.transformer.dropout import dropout
-from lightning_modules.transformer.gradients import SLOPES, RMSNorm, gate
+from lightning_modules.transformer.gradients import SLOPES, RMSNorm, gate, gate_apart
+from lightning_modules.transformer.linear import Linear, scores
 from lightning_modules.transformer.masks import Visibility
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -44,15 +45,16 @@ class FeedForward(nn.Module):
         super().__init__()
         self.gated, self.activation = config.activation in GATED, ACTIVATIONS[config.activation]
         self.slope = SLOPES.get(config.activation)
-        self.inner = nn.Linear(config.d_model, config.d_ff * (2 if self.gated else 1), bias=config.bias)
-        self.outer = nn.Linear(config.d_ff, config.d_model, bias=config.bias)
+        self.inner = Linear(config.d_model, config.d_ff * (2 if self.gated else 1), bias=config.bias)
+        self.outer = Linear(config.d_ff, config.d_model, bias=config.bias)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         """(B, L, D) → (B, L, F) → (B, L, D)."""
-        inner_BLF = self.inner(x_BLD)
         if self.slope is None:
-            return self.outer(self.activation(inner_BLF))
-        return self.outer(gate(inner_BLF, self.activation, self.slope))
+            return self.outer(self.activation(self.inner(x_BLD)))
+        if self.inner.has_many(x_BLD):
+            return self.outer(gate_apart(*self.inner.halves(x_BLD), self.activation, self.slope))
+        return self.outer(gate(self.inner(x_BLD), self.activation, self.slope))
 
 
 class Residual(nn.Module):
@@ -120,14 +122,14 @@ class OutputHead(nn.Module):
         super().__init__()
         self.transform: nn.Module | None = None
         if config.output_transform:
-            self.transform = nn.Sequential(nn.Linear(config.d_model, config.d_model), nn.GELU(), make_norm(config))
+            self.transform = nn.Sequential(Linear(config.d_model, config.d_model), nn.GELU(), make_norm(config))
         self.weight_VD = None if config.tied_output else nn.Parameter(torch.empty(config.vocab_size, config.d_model))
         self.bias_V = nn.Parameter(torch.zeros(config.vocab_size)) if config.output_bias else None
         self.scale = config.d_model**-0.5 if config.scale_logits else 1.0
 
     def forward(self, hidden_ND: Tensor, embedding_VD: Tensor | None) -> Tensor:
         """Hidden vectors (…, D) → scores (…, V); `embedding` is the matrix to use where the output is tied."""
-        return functional.linear(*self._factors(hidden_ND, embedding_VD), self.bias_V)
+        return scores(*self._factors(hidden_ND, embedding_VD), self.bias_V)
 
     def cross_entropy(
         self, hidden_ND: Tensor, embedding_VD: Tensor | None, target_N: Tensor, label_smoothing: float

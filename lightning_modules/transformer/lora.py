@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_modules.transformer.attention import Attention
+from lightning_modules.transformer.linear import Linear
 from lightning_modules.transformer.model import Transformer
 from lightning_modules.transformer.stack import Stack
 
 
-class LoraLinear(nn.Linear):
+class LoraLinear(Linear):
     """x·(W + B·A)ᵀ + b with A (rank, inputs) and B (outputs, rank), W being frozen.
 
     Hu et al. 2021, arXiv:2106.09685, section 4.1: A is drawn, B is zero, so that nothing changes at first. The paper's
