@@ -1,10 +1,11 @@
 """Products by oneDNN against `nn.Linear` and `functional.linear`, where they are taken, and that bits do not change."""
 
 import hashlib
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -61,7 +62,7 @@ def halved(layer: nn.Linear, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("layout", ["in order", "turned", "one for all"])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("way", [lambda layer, x: layer(x), halved], ids=["whole", "halves"])
-@pytest.mark.parametrize("rows", [(MANY_ROWS,), (4, MANY_ROWS // 4), (2, 3, MANY_ROWS // 4)])
+@pytest.mark.parametrize("rows", [(MANY_ROWS,), (2, 3, MANY_ROWS // 4)])
 def test_values_and_gradients_are_those_of_torch(
     taken: list[torch.Size], rows: tuple[int, ...], way: Callable[[nn.Linear, Tensor], Tensor], bias: bool, layout: str
 ) -> None:
@@ -141,9 +142,9 @@ def test_scores_of_a_vocabulary(
     )
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("activation", ["swiglu", "gelu"])
-@pytest.mark.parametrize("recompute", [True, False])
+@pytest.mark.parametrize(
+    ("activation", "bias", "recompute"), [("swiglu", False, True), ("swiglu", True, False), ("gelu", True, False)]
+)
 def test_a_model_learns_the_same(
     taken: list[torch.Size], monkeypatch: pytest.MonkeyPatch, activation: str, bias: bool, recompute: bool
 ) -> None:
@@ -164,10 +165,11 @@ def test_a_model_learns_the_same(
         torch.testing.assert_close(with_it[name], wanted, atol=1e-3 * float(wanted.abs().max()), rtol=1e-3)
 
 
+@pytest.mark.skipif(not shutil.which("lscpu"), reason="lscpu is not installed")
 def test_the_processor_is_told_from_its_maker() -> None:
-    told: dict[str, Any] = torch.cpu.get_capabilities()
-    has_mkl = torch.backends.mkl.is_available()
-    assert linear.mkl_is_slow() == (has_mkl and "AMD" in told.get("cpu_name", ""))
+    told = subprocess.run(["lscpu"], env={"LC_ALL": "C"}, capture_output=True, text=True, check=True).stdout
+    by_amd = re.search(r"Vendor ID:\s+AuthenticAMD", told) is not None
+    assert linear.mkl_is_slow() == (torch.backends.mkl.is_available() and by_amd)
 
 
 BITS = f"""
@@ -186,7 +188,7 @@ print(hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdige
 def test_another_process_computes_the_same_bits() -> None:
     told = {
         subprocess.run([sys.executable, "-c", BITS], capture_output=True, text=True, check=True).stdout.strip()
-        for _ in range(3)
+        for _ in range(2)
     }
     assert len(told) == 1
     assert len(told.pop()) == hashlib.sha256().digest_size * 2
