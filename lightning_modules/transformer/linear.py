@@ -41,7 +41,8 @@ class Linear(nn.Linear):
 
 def scores(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
     """Hidden vectors (…, D) → a score for each entry (…, V)."""
-    learns = torch.is_grad_enabled() and (hidden_ND.requires_grad or weight_VD.requires_grad)
+    given = [hidden_ND, weight_VD] if bias_V is None else [hidden_ND, weight_VD, bias_V]
+    learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
     if len(weight_VD) >= ENTRIES and not learns and _by_onednn(hidden_ND, weight_VD):
         return _onednn(hidden_ND, weight_VD, bias_V)
     return functional.linear(hidden_ND, weight_VD, bias_V)
