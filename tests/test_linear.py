@@ -128,8 +128,8 @@ def test_scores_of_a_vocabulary(
     taken: list[torch.Size], rows: tuple[int, ...], entries: int, by_columns: bool, bias: bool
 ) -> None:
     torch.manual_seed(0)
-    drawn = torch.randn(24, entries).T if by_columns else torch.randn(entries, 24)
-    hidden_ND, weight_VD = torch.randn(*rows, 24), drawn
+    weight_VD = torch.randn(24, entries).T if by_columns else torch.randn(entries, 24)
+    hidden_ND = torch.randn(*rows, 24)
     bias_V = torch.randn(entries) if bias else None
     torch.testing.assert_close(
         scores(hidden_ND, weight_VD, bias_V), functional.linear(hidden_ND, weight_VD, bias_V), atol=1e-4, rtol=1e-4
