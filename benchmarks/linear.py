@@ -2,23 +2,31 @@
 
     python -m benchmarks.linear
 
-Interleaved rounds, medians, fp32, two minutes on two cores; how often MKL's time is oneDNN's, for the forward pass, the
-gradient of the rows and that of the weight. `lightning_modules/transformer/linear.py` follows what it says of AMD's.
+Interleaved rounds, medians, fp32, four minutes on two cores; how often MKL's time is oneDNN's, for the forward pass,
+the gradient of the rows and that of the weight, and for a whole step of the decoder of `benchmarks.peers`, where oneDNN
+has what `lightning_modules/transformer/linear.py` gives it on AMD's processors.
 """
 
 import argparse
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
+from benchmarks.peer_ours import bare_step, make, split
+from benchmarks.peer_tools import WORKS
 from lightning_modules.allocator import keep_memory
+from lightning_modules.optim import OPTIMIZERS
 
 WIDTHS, ROWS, ENTRIES = (128, 256, 320, 512, 768), (64, 1024, 4096), 8192
 SECONDS, LEAST, MOST = 0.5, 7, 200  # of rounds
 FLOPS = 1e11  # a second, by which the number of rounds is guessed
+STEPS, WARM = 14, 2
 
 
 def onednn(x_NI: Tensor, weight_OI: Tensor) -> Tensor:
@@ -50,6 +58,24 @@ def ratios(rows: int, inputs: int, outputs: int) -> tuple[float, float, float]:
     )
 
 
+def step_ratio() -> float:
+    """Of a step of the 10 M decoder, the same model and batches making one with each by turns."""
+    work = WORKS["decoder"]
+    model = make(work).train()
+    optimizer = OPTIMIZERS["adamw"](model, work.learning_rate, 0.01)
+    taken: dict[bool, list[float]] = {False: [], True: []}
+    with tempfile.TemporaryDirectory() as name:
+        batches = split(work, Path(name))
+        for number in range(STEPS):
+            batch = batches.training_batch(number, 0, 1)
+            for by_onednn, seconds in taken.items():
+                with patch("lightning_modules.transformer.linear.mkl_is_slow", lambda way=by_onednn: way):
+                    began = time.perf_counter()
+                    bare_step(model, batch, optimizer)
+                    seconds.append(time.perf_counter() - began)
+    return statistics.median(mkl / other for mkl, other in zip(taken[False][WARM:], taken[True][WARM:], strict=True))
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -62,6 +88,7 @@ def main() -> None:
             shapes = ((width, width), (width, 4 * width), (4 * width, width), (width, ENTRIES))
             cells = ["{:.2f} {:.2f} {:.2f}".format(*ratios(rows, *shape)) for shape in shapes]
             print(f"{width:>6}{rows:>6}" + "".join(f"{cell:>21}" for cell in cells), flush=True)
+    print(f"a step of the decoder: {step_ratio():.2f}")
 
 
 if __name__ == "__main__":
