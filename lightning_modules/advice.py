@@ -3,11 +3,10 @@
 from math import inf
 from typing import Any
 
-import pytorch_lightning as pl
-
 from lightning_modules.batching import Batch
 from lightning_modules.callbacks import step_done
 from lightning_modules.guards import StepGuard
+from lightning_modules.lightning import pl
 from lightning_modules.module import TransformerModule
 
 GAP = 0.1  # share by which the validation loss may exceed the training loss

@@ -6,15 +6,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, runtime_checkable
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.trainer.states import TrainerFn
 from safetensors.torch import save_file
 
 from lightning_modules.batching import Batch
 from lightning_modules.disk import write_whole
 from lightning_modules.errors import Interrupted
 from lightning_modules.launch import require_same_step
+from lightning_modules.lightning import pl
 from lightning_modules.module import TransformerModule
 from lightning_modules.parallel import whole_state
 
@@ -75,7 +74,7 @@ class Checkpoints(pl.Callback):
             self.without_improvement += 1
             if self.patience and self.without_improvement >= self.patience:
                 trainer.should_stop = True
-        if self._due(trainer) and not trainer.should_stop and trainer.state.fn == TrainerFn.FITTING:
+        if self._due(trainer) and not trainer.should_stop and trainer.state.fn == pl.trainer.states.TrainerFn.FITTING:
             save_checkpoint(trainer, self.folder, self.keep)
 
     def on_save_checkpoint(
@@ -207,7 +206,7 @@ class StopOnSignal(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stops here, unless the training has just ended by itself."""
-        if not trainer.should_stop and trainer.state.fn == TrainerFn.FITTING:
+        if not trainer.should_stop and trainer.state.fn == pl.trainer.states.TrainerFn.FITTING:
             self._stop_if_told(trainer, pl_module)
 
     def _stop_if_told(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -220,7 +219,7 @@ class StopOnSignal(pl.Callback):
         """Raises Interrupted. After the last step there is a checkpoint already (`Checkpoints.on_train_end`)."""
         if not self._told(trainer, pl_module):
             return
-        if trainer.state.fn == TrainerFn.FITTING:
+        if trainer.state.fn == pl.trainer.states.TrainerFn.FITTING:
             # Saved as within the work on a batch, whatever the batch: Lightning takes that up before it trains on.
             progress: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress
             progress.current.reset()

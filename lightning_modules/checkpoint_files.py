@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from lightning_modules.disk import write_whole
+from lightning_modules.lightning import pl
 
 LEFTOVERS = ("*.unfinished", ".tmp*")  # what a killed process was writing; the second are safetensors' own
 
 
-class CheckpointFiles(TorchCheckpointIO):
+class CheckpointFiles(pl.plugins.TorchCheckpointIO):
     """How Lightning's Trainer writes a checkpoint: beside its place.
 
     Its own way goes through memory and the folder of temporary files, which may be small, and which nobody clears of

@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import pytorch_lightning as pl
-
 from lightning_modules.batching import Batch
+from lightning_modules.lightning import pl
 from lightning_modules.parallel import data_rank
 
 

@@ -12,7 +12,6 @@ from math import inf, isfinite, sqrt
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -22,6 +21,7 @@ from lightning_modules.callbacks import save_checkpoint, step_done, validation_f
 from lightning_modules.disk import write_whole
 from lightning_modules.errors import PipelineError
 from lightning_modules.launch import require_same_step
+from lightning_modules.lightning import pl
 from lightning_modules.module import TransformerModule
 from lightning_modules.roll_back import ReturnPoint, RollBack, leave_out, spikes
 

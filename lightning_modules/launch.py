@@ -6,13 +6,11 @@ Costs one small reduction when a training starts.
 import os
 from datetime import timedelta
 
-import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
-from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
-from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
 from lightning_modules.errors import PipelineError
+from lightning_modules.lightning import SLURMEnvironment, pl
 
 PEER_TIMEOUT = 600  # seconds: more than the first process takes for a checkpoint or a score while the others wait
 
@@ -40,7 +38,7 @@ def require_launched(devices: int, num_nodes: int) -> None:
         )
 
 
-def bound_waiting(strategy: Strategy) -> None:
+def bound_waiting(strategy: pl.strategies.Strategy) -> None:
     """Has a process that waits too long for the others fail: a machine that has lost its network says no word.
 
     PIPELINE_PEER_TIMEOUT in the environment sets other seconds than PEER_TIMEOUT. Raises PipelineError where it cannot.
@@ -48,7 +46,7 @@ def bound_waiting(strategy: Strategy) -> None:
     told = os.environ.get("PIPELINE_PEER_TIMEOUT", "")
     if told and not (told.isascii() and told.isdigit() and int(told)):
         raise PipelineError(f"PIPELINE_PEER_TIMEOUT is {told!r} in the environment: it takes whole seconds, above 0")
-    if isinstance(strategy, DDPStrategy | ModelParallelStrategy):
+    if isinstance(strategy, pl.strategies.DDPStrategy | pl.strategies.ModelParallelStrategy):
         strategy._timeout = timedelta(seconds=int(told or PEER_TIMEOUT))
 
 

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
 from lightning_modules.averaging import MovingAverage
 from lightning_modules.batching import Batch
+from lightning_modules.lightning import pl
 from lightning_modules.loss import batch_loss
 from lightning_modules.model_folder import Model
 from lightning_modules.optim import OPTIMIZERS, learning_rate_share

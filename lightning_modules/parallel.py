@@ -9,16 +9,15 @@ whole, in one file, the same as those of one process: any number of devices, by 
 from collections.abc import Mapping
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
-from pytorch_lightning.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from lightning_modules.errors import PipelineError
+from lightning_modules.lightning import pl
 from lightning_modules.model_folder import Model
 from lightning_modules.tensor_parallel import group_of, require_divisible, split_model, splits
 from lightning_modules.transformer.config import TransformerConfig
@@ -28,7 +27,7 @@ from lightning_modules.transformer.layers import Block
 SHARDED = ("fsdp", "tensor_parallel")
 
 
-class Sharded(ModelParallelStrategy):
+class Sharded(pl.strategies.ModelParallelStrategy):
     """Data parallelism with sharded state over all devices; `split`: over the nodes, and each node's share a model.
 
     The LightningModule must call `parallelise` in its `configure_model`, the trainer validate without inference mode.
@@ -103,7 +102,7 @@ class Sharded(ModelParallelStrategy):
             optimizer.load_state_dict({**state, "state": own})
 
 
-def make_strategy(name: str) -> str | Strategy:
+def make_strategy(name: str) -> str | pl.strategies.Strategy:
     """What the Trainer takes for `auto`, `ddp`, `fsdp` or `tensor_parallel`."""
     return Sharded(split=name == "tensor_parallel") if name in SHARDED else name
 

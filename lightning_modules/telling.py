@@ -8,7 +8,6 @@ from collections.abc import Callable
 from math import log
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from tqdm import tqdm
 
@@ -16,6 +15,7 @@ from lightning_modules.batching import Batch
 from lightning_modules.callbacks import step_done
 from lightning_modules.datamodule import TextDataModule
 from lightning_modules.flops import Shape, step_flops
+from lightning_modules.lightning import pl
 from lightning_modules.module import TransformerModule
 from lightning_modules.parallel import data_rank
 from lightning_modules.peak import matmul_peak

@@ -4,15 +4,14 @@ import logging
 import warnings
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_modules.allocator import keep_memory
 from lightning_modules.checkpoint_files import CheckpointFiles
 from lightning_modules.errors import PipelineError
 from lightning_modules.hardware import Choice, Hardware
 from lightning_modules.launch import bound_waiting, require_launched
+from lightning_modules.lightning import MisconfigurationException, pl
 from lightning_modules.parallel import SHARDED, make_strategy
 
 

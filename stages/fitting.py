@@ -4,8 +4,6 @@ import copy
 from collections.abc import Callable
 from pathlib import Path
 
-import pytorch_lightning as pl
-
 from lightning_modules.advice import GapWarning
 from lightning_modules.averaging import mean_of_files
 from lightning_modules.callbacks import Checkpoints, PastEpochs, StopOnSignal, UnevenEpochs, stopped_at
@@ -14,6 +12,7 @@ from lightning_modules.datamodule import Batches, TextDataModule
 from lightning_modules.errors import Interrupted
 from lightning_modules.guards import StepGuard
 from lightning_modules.hardware import Hardware, choose
+from lightning_modules.lightning import pl
 from lightning_modules.model_folder import Model
 from lightning_modules.module import TransformerModule
 from lightning_modules.parallel import is_sharded, own_shares, require_possible, whole_state

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pytorch_lightning as pl
 from tqdm import tqdm
 
 from lightning_modules.batching import Batch
 from lightning_modules.callbacks import step_done
 from lightning_modules.datamodule import Batches, TextDataModule
 from lightning_modules.hardware import Hardware, choose
+from lightning_modules.lightning import pl
 from lightning_modules.model_folder import Model
 from lightning_modules.module import Recipe, TransformerModule
 from lightning_modules.trainer import build_trainer

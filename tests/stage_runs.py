@@ -12,12 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from forked import Forked, run_module
 from ruamel.yaml import YAML
 from tiny import read_json, write_data
 
 REPOSITORY = Path(__file__).parents[1]
 PRETRAIN, FINETUNE = ("stages.pretrain",), ("stages.finetune", "translation")
 SCRATCH = (*FINETUNE, "--from-scratch")
+TRAIN = {"stages.pretrain", "stages.finetune", "stages.overfit", "stages.find_learning_rate"}
 STEPS, SAVE_EVERY, VALIDATE_EVERY = 240, 20, 40
 CPU = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": "auto", "threads": 1}
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -90,30 +92,36 @@ def workspace(root: Path, only: str = "", **changes: dict[str, Any]) -> Path:
     return root
 
 
-def start(root: Path, command: tuple[str, ...], **changes: str) -> "subprocess.Popen[str]":
-    """Starts a stage; `changes` are of its environment."""
+def start(
+    root: Path, command: tuple[str, ...], fresh: bool = False, **changes: str
+) -> "subprocess.Popen[str] | Forked":
+    """Starts a stage; `changes` are of its environment. `fresh`: as `python -m`; else what trains is forked."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PIPELINE_", "DVC_"))}
     environment |= {
         "PYTHONPATH": str(REPOSITORY),
         "MLFLOW_TRACKING_URI": "http://127.0.0.1:9",  # nobody answers there: training does not need anybody to
         "OMP_NUM_THREADS": "1",
     } | changes
-    log = (root / "log.txt").open("w")
-    return subprocess.Popen(
-        [sys.executable, "-m", *command],
-        cwd=root,
-        env=environment,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    with (root / "log.txt").open("w") as log:
+        if command[0] in TRAIN and not fresh:
+            return Forked(root, environment, root / "log.txt", run_module, *command)
+        return subprocess.Popen(
+            [sys.executable, "-m", *command],
+            cwd=root,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
 
 
 @contextmanager
-def running(root: Path, command: tuple[str, ...], **changes: str) -> Iterator["subprocess.Popen[str]"]:
+def running(
+    root: Path, command: tuple[str, ...], fresh: bool = False, **changes: str
+) -> Iterator["subprocess.Popen[str] | Forked"]:
     """A stage at work; whatever is left of it at the end is killed."""
-    process = start(root, command, **changes)
+    process = start(root, command, fresh, **changes)
     try:
         yield process
     finally:
@@ -122,9 +130,9 @@ def running(root: Path, command: tuple[str, ...], **changes: str) -> Iterator["s
         process.wait()
 
 
-def finish(root: Path, command: tuple[str, ...], **changes: str) -> str:
+def finish(root: Path, command: tuple[str, ...], fresh: bool = False, **changes: str) -> str:
     """Runs a stage to its end; returns what it printed."""
-    with running(root, command, **changes) as process:
+    with running(root, command, fresh, **changes) as process:
         status = process.wait(timeout=300)
     log = (root / "log.txt").read_text()
     assert status == 0, log
@@ -135,7 +143,7 @@ def checkpoints(root: Path) -> list[Path]:
     return sorted((root / ".pipeline/checkpoints").glob("*/step-*.ckpt"))
 
 
-def await_checkpoint(process: "subprocess.Popen[str]", root: Path, step: int) -> None:
+def await_checkpoint(process: "subprocess.Popen[str] | Forked", root: Path, step: int) -> None:
     """Waits until a checkpoint of `step` or later lies there, and then some more."""
     while not any(int(path.stem.removeprefix("step-")) >= step for path in checkpoints(root)):
         assert process.poll() is None, (root / "log.txt").read_text()

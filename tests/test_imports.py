@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from lightning_modules.lightning import UNUSED
+
 REPOSITORY = Path(__file__).parents[1]
 ROOMS = ("lightning_modules", "stages", "flows")  # from the bottom to the top
 ORCHESTRATORS = {"prefect", "dvc", "mlflow"}
@@ -83,6 +85,11 @@ def test_importing_all_that_learns_loads_no_orchestrator_and_no_data_library() -
     loaded = loaded_after(*names)
     assert "pytorch_lightning" in loaded
     assert not loaded & {*ORCHESTRATORS, "pyarrow", "datasets", "pydantic", "sacrebleu"}
+    assert not loaded & UNUSED
+
+
+def test_libraries_kept_from_lightning_are_there_for_others() -> None:
+    assert loaded_after("lightning_modules.lightning", "scipy.signal", "matplotlib.pyplot", "transformers") >= UNUSED
 
 
 def test_stages_that_need_no_torch_load_nothing_heavy() -> None:

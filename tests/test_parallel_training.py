@@ -10,34 +10,24 @@ from typing import Any
 
 import psutil
 import pytest
-import pytorch_lightning as pl
 import torch
+from forked import Forked
 from hypothesis import given
 from hypothesis import strategies as st
 from processes import eventually, free_port, still_works
-from safetensors.torch import load_file, save_file
+from rank_work import work
+from safetensors.torch import load_file
 from stage_runs import PRETRAIN, checkpoints, curve, finish, workspace
-from tiny import config, hardware, pairs_split, read_json, recipe, tokenizer
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from tiny import config, hardware, read_json
 
-from lightning_modules.callbacks import Checkpoints
-from lightning_modules.checkpoint_files import newest_checkpoint
-from lightning_modules.datamodule import TextDataModule
 from lightning_modules.errors import PipelineError
 from lightning_modules.hardware import choose
 from lightning_modules.launch import require_launched
-from lightning_modules.model_folder import Model, new_model
-from lightning_modules.module import TransformerModule
-from lightning_modules.parallel import require_possible, whole_state
+from lightning_modules.parallel import require_possible
 from lightning_modules.tensor_parallel import Split
 from lightning_modules.trainer import build_trainer
-from lightning_modules.transformer.embeddings import CharacterEmbedding
-from lightning_modules.transformer.heads import SpanReader
-from lightning_modules.transformer.model import Encoder
-from lightning_modules.vocabulary import token_bytes
 
-REPOSITORY = Path(__file__).parents[1]
+TESTS = Path(__file__).parent
 LLAMA = {
     "architecture": "decoder",
     "positions": "rotary",
@@ -65,74 +55,6 @@ AVERAGED = {"ema_decay": 0.9, "accumulate": 2}
 Result = tuple[list[list[float]], dict[str, torch.Tensor]]
 
 
-class Losses(pl.Callback):
-    """The loss and the gradient's length of each step, and the losses of each validation."""
-
-    def __init__(self) -> None:
-        self.rows: list[list[float]] = []
-
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-            loss = trainer.strategy.reduce(pl_module.train_loss, reduce_op="mean")
-            self.rows.append([float(loss), float(pl_module.gradient_norm)])
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self.rows.append(list(pl_module.validation_losses.values()))
-
-
-class Wire(pl.Callback):
-    """Of each batch the numbers in the largest tensor sent while it is learnt, and in a rank's share of its logits."""
-
-    def __init__(self) -> None:
-        self.rows: list[list[int]] = []
-
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        self.heard = Heard()
-        self.heard.__enter__()
-
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.heard.__exit__(None, None, None)
-        logits = batch.targets * pl_module.model.config.vocab_size // trainer.world_size
-        self.rows.append([max(self.heard.sizes), logits])
-
-
-class Heard(TorchDispatchMode):
-    """Sees every call of torch, and notes the sizes of the tensors that processes exchange."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes: list[int] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **kwargs or {})
-        if "c10d" in func.namespace:
-            tensors = (leaf for leaf in tree_leaves((args, found)) if isinstance(leaf, torch.Tensor))
-            self.sizes += [tensor.numel() for tensor in tensors]
-        return found
-
-
-def work(folder: Path, plan: dict[str, Any]) -> None:
-    """One process of a training; the first writes losses and weights."""
-    split = pairs_split(folder / f"data-{os.getpid()}", **plan["model"])
-    model: Model = new_model(split.config, 0)
-    if isinstance(model.embedding, CharacterEmbedding):
-        model.embedding.spell(token_bytes(tokenizer()))
-    if isinstance(model, Encoder):
-        model = SpanReader(model)
-    module = TransformerModule(model, recipe(steps=8, ema_decay=plan["ema_decay"], label_smoothing=0.1))
-    used = hardware(**{key: plan[key] for key in ("devices", "num_nodes", "strategy")})
-    losses, wire = Losses(), Wire()
-    callbacks = [losses, *([wire] if plan["listen"] else []), Checkpoints(folder, 2, 2, 0, 0)]
-    trainer = build_trainer(used, choose(used, 32, False), plan["steps"], plan["accumulate"], 3, 1.0, callbacks)
-    data = TextDataModule(split, split)
-    trainer.fit(module, data, ckpt_path=newest_checkpoint(folder), weights_only=True)
-    weights = whole_state(module.model)
-    if trainer.is_global_zero:
-        save_file({name: tensor.clone() for name, tensor in weights.items()}, folder / "weights.safetensors")
-        (folder / "losses.json").write_text(json.dumps(losses.rows))
-        (folder / "wire.json").write_text(json.dumps(wire.rows))
-
-
 def train(folder: Path, strategy: str = "auto", nodes: int = 1, **changes: Any) -> Result:
     """A training of 8 steps; of one process in this one; on several nodes, each started by its own torchrun."""
     plan = {"strategy": strategy, "devices": 1 if strategy == "auto" else 2, "num_nodes": nodes} | changes
@@ -141,10 +63,15 @@ def train(folder: Path, strategy: str = "auto", nodes: int = 1, **changes: Any) 
     if strategy == "auto":
         work(folder, plan)
         return result(folder)
-    command, port = [str(Path(__file__)), str(folder), json.dumps(plan)], free_port()
-    starts = [torchrun(node, port, plan["devices"]) for node in range(nodes)] if nodes > 1 else [[sys.executable]]
-    processes = [launch(folder, [*start, *command]) for start in starts]
-    assert [process.wait(timeout=300) for process in processes] == [0] * nodes, (folder / "log.txt").read_text()
+    port, log, processes = free_port(), folder / "log.txt", []
+    for number in range(2):
+        if nodes == 1:
+            told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(number)}
+            processes.append(Forked(folder, environment(told), log, work, folder, plan))
+        else:
+            program = [str(TESTS / "rank_work.py"), str(folder), json.dumps(plan)]
+            processes.append(launch(folder, [*torchrun(number, port, plan["devices"]), *program]))
+    assert [process.wait(timeout=300) for process in processes] == [0, 0], log.read_text()
     return result(folder)
 
 
@@ -152,12 +79,17 @@ def result(folder: Path) -> Result:
     return json.loads((folder / "losses.json").read_text()), load_file(folder / "weights.safetensors")
 
 
-def launch(folder: Path, command: list[str], **variables: str) -> "subprocess.Popen[bytes]":
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PIPELINE_", "DVC_"))}
-    environment |= {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}", "OMP_NUM_THREADS": "1"} | variables
-    environment["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:9"
+def environment(changes: dict[str, str]) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PIPELINE_", "DVC_"))}
+    kept |= {"PYTHONPATH": f"{TESTS.parent}:{TESTS}", "OMP_NUM_THREADS": "1"}
+    return kept | {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"} | changes
+
+
+def launch(folder: Path, command: list[str], **changes: str) -> "subprocess.Popen[bytes]":
     with (folder / "log.txt").open("a") as log:
-        return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+        return subprocess.Popen(
+            command, cwd=folder, env=environment(changes), stdout=log, stderr=log, start_new_session=True
+        )
 
 
 def torchrun(node: int, port: int, devices: int) -> list[str]:
@@ -336,7 +268,3 @@ def test_what_cannot_be_split_is_one_line() -> None:
         require_possible(trainer, config(key_value_heads=1), "adamw")
     with pytest.raises(PipelineError, match=r"strategy tensor_parallel .* muon needs whole ones"):
         require_possible(trainer, config(), "muon")
-
-
-if __name__ == "__main__":
-    work(Path(sys.argv[1]), json.loads(sys.argv[2]))

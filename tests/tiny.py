@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from lightning_modules.batching import Batch, make_batch
 from lightning_modules.hardware import Hardware, choose
+from lightning_modules.lightning import pl
 from lightning_modules.model_folder import sha256
 from lightning_modules.module import Recipe
 from lightning_modules.named_objectives import make_objective
