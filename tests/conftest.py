@@ -18,12 +18,13 @@ import dvc  # noqa: F401 - its log keeps the stream that it finds at import: not
 import pytest
 from scheduling import pytest_handlecrashitem, pytest_xdist_make_scheduler  # noqa: F401 - what pytest-xdist asks for
 
+import lightning_modules.lightning  # noqa: F401 - before a test imports Lightning with all that it brings along
 from stages.delivery import prepare_store, tracking_uri
 
 # What takes minutes, the longest first: begun last, one of them would keep one worker at work while the others idle.
 LONGEST = (
-    "killed", "architectures", "elastic", "end_to_end", "parallel_training", "callbacks", "training", "worker",
-    "roll_back", "your_data", "sweep", "pipeline", "mlflow_killed", "deploy_processes", "overfit", "watch", "cluster",
+    "end_to_end", "architectures", "callbacks", "elastic", "worker", "roll_back", "killed", "parallel_training",
+    "training", "your_data", "sweep", "pipeline", "mlflow_killed", "deploy_processes", "overfit", "watch", "cluster",
     "recovery", "status", "seeds", "prepare_memory",
 )  # fmt: skip
 
