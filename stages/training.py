@@ -19,12 +19,14 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
+from lightning_modules.callbacks import Checkpoints
 from lightning_modules.datamodule import Batches
 from lightning_modules.disk import writing
 from lightning_modules.errors import Interrupted, PipelineError
 from lightning_modules.guards import TrainingFailed
 from lightning_modules.model_folder import Model, new_model, save_model, sha256
 from lightning_modules.module import Recipe
+from lightning_modules.telling import Telling
 from lightning_modules.token_store import TokenStore
 from lightning_modules.transformer.config import TransformerConfig
 from lightning_modules.transformer.embeddings import CharacterEmbedding
@@ -116,28 +118,7 @@ def run_training(
         telling, checkpoints, resumed_from = fit(job, model, train, validation, log=run.log_metrics)
         if (best := job.checkpoints / "best.safetensors").exists():
             model.load_state_dict(load_file(best))
-        training = {
-            "steps": job.recipe.steps,
-            "best_step": checkpoints.best_step,
-            "validation_loss": checkpoints.best_loss,  # nats per target token
-            **({} if job.score is None else {"validation_score": -checkpoints.least_fault}),
-            "weights": checkpoints.best_weights,  # raw, ema or mean (of the last checkpoints): which of them were best
-            "parameters": count_parameters(model),
-            **telling.counts,
-            "seconds": telling.seconds,
-            "tokens_per_second": telling.counts["tokens"] / max(telling.seconds, 1e-9),
-            "on_gpu": telling.on_gpu,
-            "devices": telling.devices,
-            "machine": _machine(telling.devices, telling.on_gpu),
-            "precision": telling.precision,
-            "peak_flops": telling.peak,
-            "share_of_peak": telling.share_of_peak,
-            "peak_memory": _peak_memory(),
-            "resumed_from": resumed_from,
-            "cut": job.cut,
-            "missing": job.missing,
-            "mlflow_run_id": run.run_id,
-        }
+        training = _told(job, model, telling, checkpoints) | {"resumed_from": resumed_from, "mlflow_run_id": run.run_id}
         how = usage()
         with writing(job.output), whole_directory(job.output) as folder:
             save_model(folder, model, job.tokenizer_file, job.limits, how)
@@ -147,6 +128,30 @@ def run_training(
         run.log_text(sample(), "samples.txt")
         run.log_artifact(job.output / "curve.csv")
     _forget(job.checkpoints)
+
+
+def _told(job: Job, model: Model, telling: Telling, checkpoints: Checkpoints) -> dict[str, Any]:
+    """What training.json says of a training: how it went, and on what."""
+    return {
+        "steps": job.recipe.steps,
+        "best_step": checkpoints.best_step,
+        "validation_loss": checkpoints.best_loss,  # nats per target token
+        **({} if job.score is None else {"validation_score": -checkpoints.least_fault}),
+        "weights": checkpoints.best_weights,  # raw, ema or mean (of the last checkpoints): which of them were best
+        "parameters": count_parameters(model),
+        **telling.counts,
+        "seconds": telling.seconds,
+        "tokens_per_second": telling.counts["tokens"] / max(telling.seconds, 1e-9),
+        "on_gpu": telling.on_gpu,
+        "devices": telling.devices,
+        "machine": _machine(telling.devices, telling.on_gpu),
+        "precision": telling.precision,
+        "peak_flops": telling.peak,
+        "share_of_peak": telling.share_of_peak,
+        "peak_memory": _peak_memory(),
+        "cut": job.cut,
+        "missing": job.missing,
+    }
 
 
 def _forget(checkpoints: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: workers side by side have about a core each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    import lightning_modules.lightning  # noqa: F401 - before a test imports Lightning with all that it brings along
 if platform.machine() in ("x86_64", "AMD64"):  # before ctranslate2 is imported: its default library needs VNNI
     os.environ.setdefault("CT2_USE_MKL", "1")
 
@@ -18,7 +19,6 @@ import dvc  # noqa: F401 - its log keeps the stream that it finds at import: not
 import pytest
 from scheduling import pytest_handlecrashitem, pytest_xdist_make_scheduler  # noqa: F401 - what pytest-xdist asks for
 
-import lightning_modules.lightning  # noqa: F401 - before a test imports Lightning with all that it brings along
 from stages.delivery import prepare_store, tracking_uri
 
 # What takes minutes, the longest first: begun last, one of them would keep one worker at work while the others idle.
