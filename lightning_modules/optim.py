@@ -1,16 +1,17 @@
 """Optimisers and learning-rate schedules: AdamW, Muon, Adafactor; inverse square root, linear, cosine, WSD, constant.
 
-For the model of params.yaml on two cores a step of fused AdamW takes 1.5 ms, of Adafactor 9, of Muon 22, beside some 90
-for all of a training step (`python -m benchmarks.optimizers`).
+For the model of params.yaml on two cores with matrix units a step of fused AdamW takes 1.5 ms, of Adafactor 9, of Muon
+22, beside some 90 for all of a training step; on slower ones without 3, 15 and 46 (`python -m benchmarks.optimizers`).
 """
 
 from collections.abc import Callable, Iterator
-from math import cos, pi
+from math import cos, pi, sqrt
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_modules.hardware import half_precision
 from lightning_modules.transformer.attention import Attention
 from lightning_modules.transformer.layers import FeedForward
 
@@ -49,9 +50,7 @@ def muon(model: nn.Module, learning_rate: float, weight_decay: float) -> "MuonAn
     matrices = _matrices(model)
     decayed, kept = _groups(model, weight_decay)
     decayed["params"] = [weight for weight in decayed["params"] if weight not in matrices]
-    by_muon = torch.optim.Muon(
-        matrices, lr=learning_rate, weight_decay=weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"
-    )
+    by_muon = {"params": list(matrices), "lr": learning_rate, "weight_decay": weight_decay, "momentum": 0.95}
     return MuonAndAdamW(by_muon, list(matrices.values()), _adamw([decayed, kept], learning_rate))
 
 
@@ -75,14 +74,14 @@ class MuonAndAdamW(torch.optim.Optimizer):
     """Two optimisers as one, so that schedule, clipping and checkpoints, which know of one, cover both.
 
     Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) replaces the momentum of a matrix by the
-    nearest orthogonal one, near enough after five Newton-Schulz steps in bf16. Times 0.2·√(longer side) its steps are
-    about as long as AdamW's, so one learning rate and decay serves both (Liu et al. 2025, arXiv:2502.16982, section
-    2.2). Matrices that are stored as one are made orthogonal each by itself, as Jordan advises.
+    nearest orthogonal one, near enough. Times 0.2·√(longer side) its steps are about as long as AdamW's, so one
+    learning rate and decay serves both (Liu et al. 2025, arXiv:2502.16982, section 2.2). Matrices that are stored as
+    one are made orthogonal each by itself, as Jordan advises.
     """
 
-    def __init__(self, by_muon: torch.optim.Muon, parts: list[int], by_adamw: torch.optim.AdamW) -> None:
-        """`parts`: how many matrices each of Muon's weights holds, one upon the other."""
-        super().__init__([*by_muon.param_groups, *by_adamw.param_groups], {})
+    def __init__(self, by_muon: dict[str, Any], parts: list[int], by_adamw: torch.optim.AdamW) -> None:
+        """`by_muon`: Muon's group; `parts`: how many matrices each of its weights holds, one upon the other."""
+        super().__init__([by_muon, *by_adamw.param_groups], {})
         self._parts, self._by_adamw = parts, by_adamw
 
     @torch.no_grad()
@@ -92,26 +91,40 @@ class MuonAndAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        matrices, *others = self.param_groups
-        momenta = dict(self._views(matrices["params"]))
-        by_muon = torch.optim.Muon([matrices | {"params": list(momenta)}])
-        by_muon.state.update({view: {"momentum_buffer": momentum} for view, momentum in momenta.items()})
-        by_muon.step()  # type: ignore[no-untyped-call]
+        by_muon, *others = self.param_groups
+        rate, decay, inertia = by_muon["lr"], by_muon["weight_decay"], by_muon["momentum"]
+        for matrix, gradient, momentum in self._matrices(by_muon["params"]):
+            momentum.lerp_(gradient, 1 - inertia)
+            direction = _orthogonal(gradient.lerp(momentum, inertia))  # Nesterov's
+            matrix.mul_(1 - rate * decay).add_(direction, alpha=-rate * 0.2 * sqrt(max(matrix.shape)))
         self._by_adamw.param_groups, self._by_adamw.state = others, self.state
         self._by_adamw.step()
         return loss
 
-    def _views(self, weights: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Each matrix, with its part of the gradient, and its momentum; none of weights without a gradient."""
+    def _matrices(self, weights: list[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Each matrix, its gradient and its momentum; none of weights without a gradient."""
         for weight, parts in zip(weights, self._parts, strict=True):
             if weight.grad is None:
                 continue
             if weight not in self.state:
                 self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
-            momentum = self.state[weight]["momentum_buffer"]
-            chunks = (tensor.chunk(parts) for tensor in (weight.detach(), weight.grad, momentum))
-            for view, view.grad, part in zip(*chunks, strict=True):
-                yield view, part
+            stored = (weight.detach(), weight.grad, self.state[weight]["momentum_buffer"])
+            yield from zip(*(tensor.chunk(parts) for tensor in stored), strict=True)
+
+
+def _orthogonal(matrix: Tensor) -> Tensor:
+    """The nearest orthogonal matrix but for singular values that are only near 1: five of Jordan's Newton-Schulz steps.
+
+    As `torch.optim.Muon` makes it, but in bf16 only where that is fast: on a CPU without matrix units it takes dozens
+    of times as long as fp32 (`python -m benchmarks.optimizers`).
+    """
+    half, _ = half_precision("auto", matrix.is_cuda, min(matrix.shape))
+    wide = (matrix.T if matrix.shape[0] > matrix.shape[1] else matrix).to(torch.bfloat16 if half else torch.float32)
+    wide = wide / wide.norm().clamp(min=1e-7)
+    for _ in range(5):
+        gram = wide @ wide.T
+        wide = torch.addmm(wide, torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), wide, beta=3.4445)
+    return wide.T if matrix.shape[0] > matrix.shape[1] else wide
 
 
 def _adamw(groups: list[dict[str, Any]], learning_rate: float) -> torch.optim.AdamW:
