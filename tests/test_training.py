@@ -48,7 +48,7 @@ from stages.params import load_params
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace in which pre-training ran without an interruption."""
     root = workspace(tmp_path_factory.mktemp("training") / "whole")
-    (root / "pretrain.txt").write_text(finish(root, PRETRAIN))
+    (root / "pretrain.txt").write_text(finish(root, PRETRAIN, fresh=True))
     return root
 
 
@@ -56,7 +56,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finetuned(pretrained: Path) -> Path:
     """The same, fine-tuned after it, with its steps' parts timed."""
     set_params(pretrained, finetune={"step_times": True})
-    finish(pretrained, FINETUNE)
+    finish(pretrained, FINETUNE, fresh=True)
     return pretrained
 
 
@@ -186,7 +186,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Pa
     for name in ("one", "same", "other"):
         root = workspace(tmp_path / name)
         set_params(root, seed=2 if name == "other" else 1, task={"steps": 40})
-        finish(root, SCRATCH)
+        finish(root, SCRATCH, fresh=name == "same")
         results.append(root / "models/translation-scratch")
     assert_same_result(results[1], results[0])
     assert (results[2] / "model.safetensors").read_bytes() != (results[0] / "model.safetensors").read_bytes()
