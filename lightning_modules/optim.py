@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.hardware import half_precision
 from lightning_modules.transformer.attention import Attention
 from lightning_modules.transformer.layers import FeedForward
 
@@ -118,7 +117,7 @@ def _orthogonal(matrix: Tensor) -> Tensor:
     As `torch.optim.Muon` makes it, but in bf16 only where that is fast: on a CPU without matrix units it takes dozens
     of times as long as fp32 (`python -m benchmarks.optimizers`).
     """
-    half, _ = half_precision("auto", matrix.is_cuda, min(matrix.shape))
+    half = matrix.is_cuda or torch.cpu._is_amx_tile_supported()
     wide = (matrix.T if matrix.shape[0] > matrix.shape[1] else matrix).to(torch.bfloat16 if half else torch.float32)
     wide = wide / wide.norm().clamp(min=1e-7)
     for _ in range(5):

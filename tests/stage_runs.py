@@ -92,16 +92,22 @@ def workspace(root: Path, only: str = "", **changes: dict[str, Any]) -> Path:
     return root
 
 
+def environment_of(changes: dict[str, str]) -> dict[str, str]:
+    """This process's for one that trains."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PIPELINE_", "DVC_"))}
+    return kept | {
+        "PYTHONPATH": os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "tests"))),
+        "MLFLOW_TRACKING_URI": "http://127.0.0.1:9",  # nobody answers there: training does not need anybody to
+        "OMP_NUM_THREADS": "1",
+        **changes,
+    }
+
+
 def start(
     root: Path, command: tuple[str, ...], fresh: bool = False, **changes: str
 ) -> "subprocess.Popen[str] | Forked":
     """Starts a stage; `changes` are of its environment. `fresh`: as `python -m`; else what trains is forked."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PIPELINE_", "DVC_"))}
-    environment |= {
-        "PYTHONPATH": str(REPOSITORY),
-        "MLFLOW_TRACKING_URI": "http://127.0.0.1:9",  # nobody answers there: training does not need anybody to
-        "OMP_NUM_THREADS": "1",
-    } | changes
+    environment = environment_of(changes)
     with (root / "log.txt").open("w") as log:
         if command[0] in TRAIN and not fresh:
             return Forked(root, environment, root / "log.txt", run_module, *command)

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from tiny import batch_for, config, model, reader, recipe, rows_split
 from torch import nn
 
-from lightning_modules import optim
 from lightning_modules.callbacks import Checkpoints
 from lightning_modules.datamodule import TextDataModule
 from lightning_modules.loss import batch_loss
@@ -176,7 +175,7 @@ def random_gradients(made: nn.Module, seed: int) -> None:
 def test_muon_is_torchs_on_each_matrix_by_itself_and_adamw_on_the_rest(
     shape: str, half: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(optim, "half_precision", lambda *_: (half, "as on another machine"))
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: half)  # as on another machine
     changes = {"gated": {"activation": "swiglu"}, "grouped": {"key_value_heads": 2}, "pointing": {}}[shape]
     ours, theirs = ((reader if shape == "pointing" else model)(**changes) for _ in range(2))
     both = muon(ours, 1e-3, 0.2)
@@ -187,6 +186,7 @@ def test_muon_is_torchs_on_each_matrix_by_itself_and_adamw_on_the_rest(
         if IN_BLOCKS.fullmatch(name)
         for number, part in enumerate(weight.detach().chunk(2 if name.endswith(halves) else 1))
     }
+    before = {key: matrix.detach().clone() for key, matrix in matrices.items()}
     by_muon = torch.optim.Muon(matrices.values(), lr=1e-3, weight_decay=0.2, adjust_lr_fn="match_rms_adamw")
     rest = {name: weight for name, weight in theirs.named_parameters() if not IN_BLOCKS.fullmatch(name)}
     by_adamw = plain_adamw(rest, 0.2)
@@ -201,8 +201,11 @@ def test_muon_is_torchs_on_each_matrix_by_itself_and_adamw_on_the_rest(
             optimizer.step()
     for (name, number), matrix in matrices.items():
         got = ours.get_parameter(name)[number * len(matrix) :][: len(matrix)]
-        near = {"rtol": 0.0, "atol": 0.0} if half else {"rtol": 0.0, "atol": 1e-4}  # torch's is in bf16; a step is 1e-3
-        torch.testing.assert_close(got, matrix, **near, msg=lambda said, name=name: f"{name}: {said}")
+        if half:
+            assert torch.equal(got, matrix), name
+        else:  # torch's is in bf16
+            moved = (matrix - before[name, number]).norm()
+            assert (got - matrix).norm() < 0.05 * moved, f"{name}: {(got - matrix).norm() / moved}"
     for name, weight in rest.items():
         assert torch.equal(ours.get_parameter(name), weight), name
     assert len(both.state) == sum(parameter.requires_grad for parameter in ours.parameters())

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from processes import eventually, free_port, still_works
 from rank_work import work
 from safetensors.torch import load_file
-from stage_runs import PRETRAIN, checkpoints, curve, finish, workspace
+from stage_runs import PRETRAIN, checkpoints, curve, environment_of, finish, workspace
 from tiny import config, hardware, read_json
 
 from lightning_modules.errors import PipelineError
@@ -67,7 +67,7 @@ def train(folder: Path, strategy: str = "auto", nodes: int = 1, **changes: Any) 
     for number in range(2):
         if nodes == 1:
             told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(number)}
-            processes.append(Forked(folder, environment(told), log, work, folder, plan))
+            processes.append(Forked(folder, environment_of(told), log, work, folder, plan))
         else:
             program = [str(TESTS / "rank_work.py"), str(folder), json.dumps(plan)]
             processes.append(launch(folder, [*torchrun(number, port, plan["devices"]), *program]))
@@ -79,16 +79,10 @@ def result(folder: Path) -> Result:
     return json.loads((folder / "losses.json").read_text()), load_file(folder / "weights.safetensors")
 
 
-def environment(changes: dict[str, str]) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PIPELINE_", "DVC_"))}
-    kept |= {"PYTHONPATH": f"{TESTS.parent}:{TESTS}", "OMP_NUM_THREADS": "1"}
-    return kept | {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"} | changes
-
-
 def launch(folder: Path, command: list[str], **changes: str) -> "subprocess.Popen[bytes]":
     with (folder / "log.txt").open("a") as log:
         return subprocess.Popen(
-            command, cwd=folder, env=environment(changes), stdout=log, stderr=log, start_new_session=True
+            command, cwd=folder, env=environment_of(changes), stdout=log, stderr=log, start_new_session=True
         )
 
 
