@@ -9,8 +9,8 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 from flows.graph import Plan
 from flows.run_stage import Outcome, Result
 from flows.workspace import STATE
-from stages.delivery import run_pages
 from stages.report_table import comparison_table
+from stages.tracking_store import run_pages
 
 
 def publish(root: Path, run: str, plan: Plan, results: dict[str, Result], targets: list[str] | None) -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 from flows.sweep_definition import Sweep
 from flows.sweep_search import COMPLETE, Trial
 from flows.workspace import STATE
-from stages.delivery import prepare_store, tracking_uri
 from stages.tracking import StageRun, stage_run
+from stages.tracking_store import prepare_store, tracking_uri
 
 EXPERIMENT = "sweeps"  # apart from the runs of the pipeline itself
 

@@ -17,8 +17,8 @@ from flows.process_tree import end_survivors
 from flows.run_stage import STOP_GRACE_SECONDS, child_environment
 from flows.workspace import STATE, overridden
 from lightning_modules.errors import PipelineError
-from stages.delivery import tracking_uri
 from stages.outputs import whole_directory, whole_file
+from stages.tracking_store import tracking_uri
 
 if TYPE_CHECKING:
     from dvc.repo import Repo

@@ -1,78 +1,24 @@
 """Sends what `stages.spool` holds to MLflow, once and in order, whether the server is there now or comes back later.
 
-The default store is SQLite in `.pipeline/`, created and upgraded once under a lock: processes that meet on a fresh
-database break it for good. With a server (MLFLOW_TRACKING_URI) a request that finds nobody costs at most 4 s.
-Importing MLflow takes 1 to 3 s, so it happens where a `Delivery` is made and not before.
+A request that finds nobody costs at most 4 s. Importing MLflow takes 1 to 3 s, so it happens where a `Delivery` is
+made and not before: in a process of its own (`stages.sender`), or where MLflow is loaded already.
 """
 
 import os
-import socket
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from lightning_modules.errors import PipelineError
-from stages.lineage import current_runs, without_credentials
+from stages.machine_load import load_sampler
 from stages.refusals import is_final, trouble
 from stages.scrub import scrubbed
-from stages.spool import Operation, Spool, file_lock
+from stages.spool import Journal, Operation, file_lock
+from stages.tracking_store import prepare_store
 
 REQUEST_SECONDS = 4  # more than any answer of a healthy server takes, and what a stage may lose to a dead one
 METRICS_AT_ONCE = 1000  # MLflow's own limits of a batch
 PARAMS_AT_ONCE = 100
-UI_ADDRESS = "http://127.0.0.1:5000"  # where `make ui` shows the default store
-_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's pages open with runs, not with chat traces
-
-
-def tracking_uri(root: Path) -> str:
-    """MLFLOW_TRACKING_URI, else the SQLite file under `root` (absolute: MLflow's own default is the current folder)."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / '.pipeline' / 'mlflow.db'}"
-
-
-def ui_url(uri: str) -> str:
-    """The address of the pages that show what is stored at `uri`."""
-    return without_credentials(uri).rstrip("/") if uri.startswith("http") else UI_ADDRESS
-
-
-def answers(uri: str) -> bool:
-    """Whether somebody listens at a tracking URI that names a host; others are taken for reachable. At most 2 s."""
-    try:
-        parts = urlsplit(uri)
-        port = parts.port or _PORTS.get(parts.scheme.split("+")[0])
-        if not parts.hostname or not port:
-            return True
-        with socket.create_connection((parts.hostname, port), timeout=2):
-            return True
-    except (OSError, ValueError):
-        return False
-
-
-def run_pages(root: Path) -> dict[str, str]:
-    """Of each stage whose outputs are those of a known run: the address of the run in MLflow's pages."""
-    return {stage: f"{ui_url(tracking_uri(root))}/{run.link}" for stage, run in current_runs(root).items()}
-
-
-def prepare_store(uri: str, root: Path) -> None:
-    """Creates or upgrades a SQLite store, once for each version of MLflow. Raises PipelineError where that fails."""
-    if not uri.startswith("sqlite:"):
-        return
-    from importlib.metadata import version
-
-    state = root / ".pipeline"
-    made_by = state / "mlflow.version"
-    with file_lock(state / "mlflow.lock"):
-        wanted = f"{version('mlflow')} {uri}"
-        if made_by.exists() and made_by.read_text() == wanted and Path(uri.removeprefix("sqlite:///")).exists():
-            return
-        command = [sys.executable, "-m", "mlflow", "db", "upgrade", uri]
-        upgrade = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-        if upgrade.returncode != 0:
-            reason = (upgrade.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise PipelineError(f"MLflow's database {uri} cannot be created or upgraded: {reason}")
-        made_by.write_text(wanted)
 
 
 class Delivery:
@@ -90,12 +36,22 @@ class Delivery:
         self.client: Any = MlflowClient(uri)
         self.refused: list[str] = []  # what the server will never take, for a warning
         self.trouble = ""  # why it took nothing the last time
+        self._sample: Callable[[], dict[str, float]] | None = None
 
-    def send(self, spool: Spool) -> bool:
+    def send(self, spool: Journal) -> bool:
         """Sends what is unsent. False where the server takes nothing now (`trouble`): the rest stays in the spool.
 
         What the server refuses for good (a changed parameter, a deleted run) is left out and noted in `refused`.
         """
+        with spool.sending():
+            return self._send(spool)
+
+    def load(self) -> dict[str, float]:
+        """The machine's load since the last call, under MLflow's names."""
+        self._sample = self._sample or load_sampler()
+        return self._sample()
+
+    def _send(self, spool: Journal) -> bool:
         operations = spool.unsent()
         while operations:
             batch = _batch(operations)
@@ -110,7 +66,7 @@ class Delivery:
             operations = operations[len(batch) :]
         return True
 
-    def _apply(self, spool: Spool, operations: list[Operation]) -> None:
+    def _apply(self, spool: Journal, operations: list[Operation]) -> None:
         """Does one operation, or several of metrics as one."""
         first = operations[0]
         if first["op"] == "begin":
@@ -134,7 +90,7 @@ class Delivery:
         elif first["op"] == "end":
             self._end(spool, first)
 
-    def _begin(self, spool: Spool, operation: Operation) -> None:
+    def _begin(self, spool: Journal, operation: Operation) -> None:
         experiment = self._experiment(operation["experiment"])
         parent = self._parent(experiment, operation) if operation["parent"] else None
         tags = operation["tags"] | {"pipeline.spool": spool.folder.name}
@@ -221,7 +177,7 @@ class Delivery:
             tags = [InputTag("mlflow.data.context", "input")]
             self.client.log_inputs(run_id, [DatasetInput(Dataset(**dataset), tags) for dataset in datasets])
 
-    def _show(self, spool: Spool, artifact: str) -> None:
+    def _show(self, spool: Journal, artifact: str) -> None:
         """Links an artifact in the description of the pipeline's run, below who started it."""
         state = spool.state
         if not state["parent_id"]:
@@ -233,7 +189,7 @@ class Delivery:
         )
         self.client.set_tag(state["parent_id"], "mlflow.note.content", "\n".join(lines))
 
-    def _end(self, spool: Spool, operation: Operation) -> None:
+    def _end(self, spool: Journal, operation: Operation) -> None:
         self.client.set_terminated(spool.state["run_id"], operation["status"], operation["time"])
         if spool.state["parent_id"]:
             with file_lock(self.root / ".pipeline" / "mlflow.lock"):

@@ -36,4 +36,4 @@ def trouble(error: Exception) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return scrubbed((str(error).splitlines() or [type(error).__name__])[0])[:200]
+    return scrubbed((str(error).strip().splitlines() or [type(error).__name__])[0])[:200]

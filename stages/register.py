@@ -16,7 +16,6 @@ from typing import Any
 
 from lightning_modules.errors import PipelineError
 from stages.console import progress, run_stage, stage_parser
-from stages.delivery import tracking_uri, ui_url
 from stages.election import elect
 from stages.lineage import LATEST, git_facts
 from stages.outputs import whole_file
@@ -25,6 +24,7 @@ from stages.promotion import PYTORCH, Judge, Scored, check_export, read_scored, 
 from stages.registry import CHAMPION, LOCK, REFUSED, Registry, connect, mlflow_errors, silent
 from stages.spool import file_lock
 from stages.tasks import TASKS
+from stages.tracking_store import tracking_uri, ui_url
 
 REGISTERED = Path("reports/registered.json")
 _NEEDED = ("mlflow", "numpy", "pandas", "safetensors", "tokenizers", "torch")  # by served_model and what it imports

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning_modules.errors import PipelineError
-from stages.delivery import answers, prepare_store, tracking_uri
 from stages.lineage import without_credentials
+from stages.tracking_store import answers, prepare_store, tracking_uri
 
 LOCK = Path(".pipeline/registry.lock")  # of the workspace: held by whoever moves an alias from here
 CHAMPION, CHALLENGER = "champion", "challenger"  # aliases

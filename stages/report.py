@@ -153,8 +153,8 @@ def _is_of(params: Params, stage: str) -> bool:
 
 def _pages(root: Path, params: Params) -> dict[str, str]:
     """Where the runs are to be seen that the results come from; what comes after them is of an earlier time."""
-    from stages.delivery import run_pages
     from stages.lineage import without_credentials
+    from stages.tracking_store import run_pages
 
     flow = without_credentials(os.environ.get("PIPELINE_FLOW_URL", ""))
     later = ("report", "register")

@@ -23,11 +23,11 @@ from typing import Any
 
 from lightning_modules.errors import PipelineError
 from stages.console import progress, run_stage, stage_parser
-from stages.delivery import prepare_store, tracking_uri
 from stages.outputs import whole_file
 from stages.parallel import cores, count, local_results
 from stages.params import Params, load_params
 from stages.report_table import NAMES
+from stages.tracking_store import prepare_store, tracking_uri
 
 WORK, RESULTS = Path(".pipeline/seeds"), Path("reports/seeds")
 COLUMNS = ("pretrained", "scratch", "difference")

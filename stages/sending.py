@@ -6,12 +6,14 @@ import threading
 from pathlib import Path
 
 from stages import stage_log
-from stages.delivery import Delivery, ui_url
+from stages.delivery import Delivery
 from stages.scrub import scrubbed
+from stages.sender import Sender
 from stages.spool import Operation, Spool
+from stages.tracking_store import ui_url
 
 
-def send(delivery: Delivery, spool: Spool) -> bool:
+def send(delivery: Delivery | Sender, spool: Spool) -> bool:
     """Sends what `spool` holds, and notes where the flow and a resumed run look which run it is. False: no answer."""
     known = spool.state.get("run_id")
     answered = delivery.send(spool)
@@ -24,7 +26,7 @@ def send(delivery: Delivery, spool: Spool) -> bool:
     return answered
 
 
-def send_abandoned(delivery: Delivery, stop: threading.Event) -> None:
+def send_abandoned(delivery: Delivery | Sender, stop: threading.Event) -> None:
     """Sends what runs of dead processes, or of a silent server, left; a run without an end was killed."""
     for spool in Spool.abandoned(delivery.root):
         operations = [operation for operation, _ in spool.unsent()]
@@ -68,7 +70,7 @@ def let_go(spool: Spool) -> None:
         spool.remove()
 
 
-def _announce(delivery: Delivery, spool: Spool) -> None:
+def _announce(delivery: Delivery | Sender, spool: Spool) -> None:
     state = spool.state
     if state.get("resume_from") and Path(state["resume_from"]).is_dir():
         (Path(state["resume_from"]) / "mlflow_run_id").write_text(state["run_id"])

@@ -1,9 +1,10 @@
 """One open run in MLflow: its journal, the connection, and the thread that carries from the one to the other.
 
-`stages.tracking` is what stages call; this is its engine room. Opening costs MLflow's import, 1 to 2 s.
+`stages.tracking` is what stages call; this is its engine room.
 """
 
 import os
+import sys
 import threading
 import time
 from dataclasses import asdict
@@ -11,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from stages import stage_log
-from stages.delivery import Delivery, answers, tracking_uri
+from stages.delivery import Delivery
 from stages.lineage import lineage, pipeline_run, remember_latest, without_credentials
-from stages.machine_load import load_sampler
-from stages.refusals import is_final, trouble
+from stages.refusals import trouble
 from stages.scrub import scrubbed
+from stages.sender import Sender
 from stages.sending import add_log, let_go, log_size, send, send_abandoned, warn
 from stages.spool import SPOOLS, Operation, Spool
+from stages.tracking_store import answers, tracking_uri
 
 SEND_EVERY = 2.0  # seconds between two looks into the journal
 RETRY_AFTER = 15.0  # seconds that a server which did not answer is left alone
@@ -32,16 +34,15 @@ class Session:
     """A run from its begin to `close`."""
 
     def __init__(self, stage: str, inputs: list[Path], resume_from: Path | None, system_metrics: bool) -> None:
-        """Opens the run, or notes that it should be opened where the server does not answer."""
-        import mlflow  # noqa: F401  here, because a thread that imports while the stage does may meet half a module
-
+        """Notes what the run is, and begins to send it."""
         self.root = Path.cwd()
         self.stage = stage
         self.uri = tracking_uri(self.root)
         self.resume_from = resume_from
-        self._delivery: Delivery | None = None
+        self._delivery: Sender | Delivery | None = _elsewhere(self.uri, self.root)
         self._warned: set[str] = set()
         self._retry_at = 0.0
+        self._tried = threading.Event()  # once MLflow has been told of the run, or could not be
         self._stop = threading.Event()
         self._lineage = lineage(stage, inputs, self.root)
         self.spool = self._open_spool()
@@ -50,16 +51,18 @@ class Session:
         if stage_log.current:
             stage_log.current.keep_in(self.spool.folder / stage_log.LOG, stage)
         self.spool.append(self._begin())
-        self._send()
         self._threads = [threading.Thread(target=self._keep_sending, name="mlflow", daemon=True)]
         if system_metrics:
             self._threads.append(threading.Thread(target=self._keep_sampling, name="system-metrics", daemon=True))
         for thread in self._threads:
             thread.start()
+        if self._delivery is None:  # a thread that imports MLflow while the stage imports may meet half a module
+            self._tried.wait()
 
     @property
     def run_id(self) -> str | None:
-        """MLflow's id, once the run exists there."""
+        """MLflow's id, where the run exists there."""
+        self._tried.wait(LAST_SEND)
         return self.spool.state.get("run_id")
 
     def log_metrics(self, values: dict[str, float], step: int) -> None:
@@ -167,12 +170,10 @@ class Session:
         return not told
 
     def _try_to_send(self) -> str:
-        """Why it could not, or nothing. Raises where no later try could, as for an address that is none."""
+        """Why it could not, or nothing."""
         try:
             self._delivery = self._delivery or Delivery(self.uri, self.root)
-        except Exception as error:
-            if is_final(error):
-                raise
+        except Exception as error:  # there is no such address, or no such database
             return trouble(error)
         return "" if send(self._delivery, self.spool) else self._delivery.trouble
 
@@ -183,7 +184,11 @@ class Session:
             warn(message)
 
     def _keep_sending(self) -> None:
-        if self._delivery and not self._retry_at:
+        try:
+            sent = self._send()
+        finally:
+            self._tried.set()
+        if sent and self._delivery:
             send_abandoned(self._delivery, self._stop)
         shown, size = time.monotonic(), 0
         while not self._stop.wait(SEND_EVERY):
@@ -195,11 +200,22 @@ class Session:
                 self._warn(f"what is logged cannot be noted as sent ({error})")
 
     def _keep_sampling(self) -> None:
-        sample = load_sampler()
+        self._tried.wait()
         step = first = 1 + max((at for name, at in self._logged.items() if name.startswith("system/")), default=-1)
         while not self._stop.wait(SAMPLE_EVERY if step > first else 1.0):
-            self._note({"op": "metrics", "values": sample(), "step": step, "time": now()})
-            step += 1
+            if load := self._delivery.load() if self._delivery else {}:
+                self._note({"op": "metrics", "values": load, "step": step, "time": now()})
+                step += 1
+
+
+def _elsewhere(uri: str, root: Path) -> Sender | None:
+    """The process that sends; None where this one does: it has loaded MLflow, or cannot have another one do it."""
+    if "mlflow" in sys.modules:
+        return None
+    try:
+        return Sender(uri, root)
+    except OSError:
+        return None
 
 
 def _experiment(root: Path) -> str:

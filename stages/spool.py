@@ -1,8 +1,9 @@
 """A run's journal on disk: what a stage wants to tell MLflow is written here first and sent from here.
 
 A spool is a folder in `.pipeline/spool/`: `journal.jsonl` holds one operation a line, `state.json` how far it was sent,
-`files/` copies of artifacts. Its owner holds a lock on it, so a spool whose owner died can be told and taken over.
-Appending costs about 20 µs and survives the death of the process (not of the machine: nothing is forced to the disk).
+`files/` copies of artifacts. Its owner holds a lock on it, so a spool whose owner died can be told and taken over; who
+sends it holds another one. Appending costs about 20 µs and survives the death of the process (not of the machine:
+nothing is forced to the disk).
 """
 
 import fcntl
@@ -17,18 +18,59 @@ from pathlib import Path
 from typing import IO, Any
 
 SPOOLS = Path(".pipeline/spool")
+LOCK, SENDING = "lock", "sending"  # names of files in a spool
 Operation = dict[str, Any]
 
 
-class Spool:
-    """One run's journal, held by this process until `release` or `remove`."""
+class Journal:
+    """One run's journal, as it is read and sent."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.state: dict[str, Any] = {}
+        self.read_state()
+
+    def read_state(self) -> None:
+        """Takes over what another process has sent."""
+        state = self.folder / "state.json"
+        self.state = json.loads(state.read_text()) if state.exists() else {}
+
+    def save_state(self, **changes: Any) -> None:
+        """Remembers `changes`, whole or not at all."""
+        self.state.update(changes)
+        unfinished = self.folder / "state.unfinished"
+        unfinished.write_text(json.dumps(self.state))
+        unfinished.replace(self.folder / "state.json")
+
+    def unsent(self) -> list[tuple[Operation, int]]:
+        """The operations not sent yet, each with the journal's length after it."""
+        return self._operations(int(self.state.get("sent", 0)))
+
+    @contextmanager
+    def sending(self) -> Iterator[None]:
+        """No other process sends it in the block, nor takes it over."""
+        with file_lock(self.folder / SENDING):
+            self.read_state()
+            yield
+
+    def _operations(self, offset: int) -> list[tuple[Operation, int]]:
+        with (self.folder / "journal.jsonl").open("rb") as file:
+            file.seek(offset)
+            lines = file.read().split(b"\n")[:-1]
+        operations = []
+        for line in lines:
+            offset += len(line) + 1
+            operations.append((json.loads(line), offset))
+        return operations
+
+
+class Spool(Journal):
+    """One run's journal, written by this process and held by it until `release` or `remove`."""
 
     def __init__(self, folder: Path, lock: IO[str]) -> None:
-        self.folder = folder
+        super().__init__(folder)
         self._lock = lock
         self._writing = threading.Lock()
-        state = folder / "state.json"
-        self.state: dict[str, Any] = json.loads(state.read_text()) if state.exists() else {}
         journal = folder / "journal.jsonl"
         whole = journal.read_bytes().rfind(b"\n") + 1 if journal.exists() else 0
         self._journal = journal.open("ab")
@@ -41,7 +83,7 @@ class Spool:
             root / SPOOLS / uuid.uuid4().hex
         )  # a name that `abandoned` does not look at, until the lock is held
         unfinished.mkdir(parents=True)
-        spool = cls(unfinished, _locked(unfinished))
+        spool = cls(unfinished, _locked(unfinished / LOCK))
         spool.folder = unfinished.rename(root / SPOOLS / f"{time.time_ns()}-{unfinished.name[:8]}")
         return spool
 
@@ -51,7 +93,7 @@ class Spool:
         until = time.monotonic() + wait
         while True:
             try:
-                return cls(folder, _locked(folder))
+                return cls(folder, _taken_over(folder))
             except BlockingIOError:
                 if time.monotonic() >= until:
                     return None
@@ -106,10 +148,6 @@ class Spool:
             shutil.copyfile(path, target)
         return inside
 
-    def unsent(self) -> list[tuple[Operation, int]]:
-        """The operations not sent yet, each with the journal's length after it."""
-        return self._operations(int(self.state.get("sent", 0)))
-
     def last_steps(self) -> dict[str, int]:
         """The step of each metric's last value, sent or not."""
         steps: dict[str, int] = {}
@@ -117,23 +155,6 @@ class Spool:
             if operation["op"] == "metrics":
                 steps |= dict.fromkeys(operation["values"], operation["step"])
         return steps
-
-    def _operations(self, offset: int) -> list[tuple[Operation, int]]:
-        with (self.folder / "journal.jsonl").open("rb") as file:
-            file.seek(offset)
-            lines = file.read().split(b"\n")[:-1]
-        operations = []
-        for line in lines:
-            offset += len(line) + 1
-            operations.append((json.loads(line), offset))
-        return operations
-
-    def save_state(self, **changes: Any) -> None:
-        """Remembers `changes`, whole or not at all."""
-        self.state.update(changes)
-        unfinished = self.folder / "state.unfinished"
-        unfinished.write_text(json.dumps(self.state))
-        unfinished.replace(self.folder / "state.json")
 
     def release(self) -> None:
         """Lets another process take the spool over."""
@@ -146,9 +167,20 @@ class Spool:
         self.release()
 
 
-def _locked(folder: Path) -> IO[str]:
-    """Takes the folder's lock. Raises OSError where a living process holds it, or there is no folder."""
-    lock = (folder / "lock").open("a")
+def _taken_over(folder: Path) -> IO[str]:
+    """The owner's lock. Raises OSError as well where a process still sends what a dead owner asked it to."""
+    lock = _locked(folder / LOCK)
+    try:
+        _locked(folder / SENDING).close()
+    except OSError:
+        lock.close()
+        raise
+    return lock
+
+
+def _locked(path: Path) -> IO[str]:
+    """Takes a lock. Raises OSError where a living process holds it, or there is no such folder."""
+    lock = path.open("a")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -3,9 +3,10 @@
     with stage_run("prepare", params=params.prepare.model_dump(), inputs=[Path("data/raw")]) as run:
         run.log_metrics({"records": 1000})
 
-Opening a run costs 1 to 2 s (MLflow's import), logging about 30 µs: values go to a journal on disk (`stages.spool`)
-and a thread sends them every other second (`stages.delivery`). When the server is away, a line says so, the stage
-goes on, and the next stage, or `python -m stages.tracking`, sends what was kept: in order and once.
+Opening a run costs about a second (DVC's hashes of what it reads), logging some 30 µs: values go to a journal on disk
+(`stages.spool`), and every other second a thread has them sent by a process that all stages share (`stages.sender`).
+When the server is away, a line says so, the stage goes on, and the next stage, or `python -m stages.tracking`, sends
+what was kept: in order and once.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from typing import Any
 
 from lightning_modules.errors import Interrupted, PipelineError
 from stages.console import run_stage, stage_parser
-from stages.delivery import Delivery, answers, tracking_uri
+from stages.delivery import Delivery
 from stages.lineage import without_credentials
 from stages.ranks import is_main_process
 from stages.refusals import trouble
@@ -27,6 +28,7 @@ from stages.scrub import scrubbed
 from stages.sending import send_abandoned, warn
 from stages.session import Session
 from stages.spool import SPOOLS, Spool
+from stages.tracking_store import answers, tracking_uri
 
 
 class StageRun:

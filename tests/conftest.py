@@ -19,7 +19,7 @@ import dvc  # noqa: F401 - its log keeps the stream that it finds at import: not
 import pytest
 from scheduling import pytest_handlecrashitem, pytest_xdist_make_scheduler  # noqa: F401 - what pytest-xdist asks for
 
-from stages.delivery import prepare_store, tracking_uri
+from stages.tracking_store import prepare_store, tracking_uri
 
 # What takes minutes, the longest first: begun last, one of them would keep one worker at work while the others idle.
 LONGEST = (

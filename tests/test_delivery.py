@@ -10,9 +10,9 @@ import pytest
 from mlflow_tools import client, history, python, runs, server
 from processes import eventually, free_port
 
-from stages.delivery import tracking_uri
 from stages.spool import SPOOLS
 from stages.tracking import flush, stage_run
+from stages.tracking_store import tracking_uri
 
 
 def test_processes_that_meet_on_a_fresh_database_all_succeed(tmp_path: Path) -> None:

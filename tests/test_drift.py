@@ -25,7 +25,6 @@ from lightning_modules.loss import batch_loss
 from lightning_modules.model_folder import save_model
 from lightning_modules.text_rows import TextRows
 from lightning_modules.text_to_text import TextToText
-from stages.delivery import tracking_uri
 from stages.drift import main, measure
 from stages.drift_known import Known, held_out, load_known, remember
 from stages.drift_models import bits_per_byte
@@ -37,6 +36,7 @@ from stages.scores import score_task
 from stages.splits import SPLITS, digest
 from stages.tasks import TASKS
 from stages.tokenizer_kinds import KINDS
+from stages.tracking_store import tracking_uri
 
 TASK = registered.TASK
 TRAIN, TEST = 300, 60  # sentences, the first to be trained on

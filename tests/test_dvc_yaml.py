@@ -13,7 +13,7 @@ DECIDES_NOTHING = {
     f"stages/{name}.py"
     for name in (
         *("__init__", "console", "delivery", "lineage", "outputs", "params", "params_data", "params_file"),
-        *("params_schema", "ranks", "session", "spool", "tracking"),
+        *("params_schema", "ranks", "sender", "session", "spool", "tracking", "tracking_store"),
     )
 } | {"lightning_modules/__init__.py", "lightning_modules/errors.py"}
 

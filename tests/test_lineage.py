@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from mlflow_tools import runs, shell
 
-from stages.delivery import tracking_uri
 from stages.lineage import without_credentials
 from stages.tracking import stage_run
+from stages.tracking_store import tracking_uri
 
 
 def test_hashes_of_dependencies_and_links_to_the_runs_that_made_them(study: Path) -> None:

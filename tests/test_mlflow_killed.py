@@ -7,7 +7,7 @@ from pathlib import Path
 from mlflow_tools import client, history, runs
 from stage_runs import PRETRAIN, await_checkpoint, curve, finish, running, workspace
 
-from stages.delivery import tracking_uri
+from stages.tracking_store import tracking_uri
 
 STEPS = 200  # a row of the curve each other one
 

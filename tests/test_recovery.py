@@ -11,8 +11,8 @@ from mlflow_tools import history, runs
 from toy_project import ROOT, make_project, run_flows
 
 from flows.run_stage import child_environment
-from stages.delivery import tracking_uri
 from stages.tracking import stage_run
+from stages.tracking_store import tracking_uri
 
 PAGE = (ROOT / "docs/operating.md").read_text(encoding="utf-8")
 

@@ -24,10 +24,10 @@ from lightning_modules.interop.ctranslate2_engine import CTranslate2Engine
 from lightning_modules.model_folder import save_model
 from lightning_modules.text_to_text import TextToText
 from lightning_modules.transformer.heads import SpanReader
-from stages.delivery import tracking_uri
 from stages.promotion import check_export
 from stages.register import register_all
 from stages.tasks import TASKS
+from stages.tracking_store import tracking_uri
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -11,12 +11,12 @@ import pytest
 from registered import MODEL, TASK, params, write_model, write_results
 
 from lightning_modules.errors import PipelineError
-from stages.delivery import tracking_uri
 from stages.election import Verdict, elect, forerunners
 from stages.register import register_all
 from stages.registry import Registry
 from stages.rollback import rollback
 from stages.spool import file_lock
+from stages.tracking_store import tracking_uri
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -15,9 +15,9 @@ from test_register import LOAD, REPOSITORY
 from lightning_modules.model_folder import Model, save_model
 from lightning_modules.text_to_text import TextToText
 from lightning_modules.transformer.heads import Classifier, SpanReader
-from stages.delivery import tracking_uri
 from stages.register import register_all
 from stages.tasks import TASKS
+from stages.tracking_store import tracking_uri
 
 QUESTIONS = [
     TASKS["question_answering"].source_text({"question": "Which word?", "context": context})

@@ -7,8 +7,8 @@ import pytest
 from mlflow_tools import history, python, runs
 
 from lightning_modules.errors import Interrupted
-from stages.delivery import tracking_uri
 from stages.tracking import flush, stage_run
+from stages.tracking_store import tracking_uri
 
 
 def test_stages_of_a_run_share_a_parent_that_follows_them(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:

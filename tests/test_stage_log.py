@@ -10,8 +10,8 @@ from mlflow_tools import client, python, runs
 from tqdm import tqdm
 
 from stages import stage_log
-from stages.delivery import tracking_uri
 from stages.tracking import flush, stage_run
+from stages.tracking_store import tracking_uri
 
 STAGE = """
     import logging, os, signal

@@ -1,5 +1,6 @@
 """A stage's run in MLflow, in a real SQLite store: what it holds, how it ends, what may go wrong."""
 
+import re
 import time
 from pathlib import Path
 
@@ -7,9 +8,9 @@ import pytest
 from mlflow_tools import history, runs
 
 from lightning_modules.errors import Interrupted
-from stages.delivery import tracking_uri
 from stages.spool import SPOOLS
-from stages.tracking import flat, stage_run
+from stages.tracking import flat, flush, stage_run
+from stages.tracking_store import tracking_uri
 
 
 def test_a_run_holds_params_metrics_files_and_ends(study: Path) -> None:
@@ -52,13 +53,17 @@ def test_only_the_first_process_of_a_parallel_training_logs(study: Path, monkeyp
     assert not (study / SPOOLS).exists()
 
 
-def test_a_tracking_that_cannot_work_costs_a_line_and_not_the_work(
+def test_an_address_that_is_none_costs_a_line_and_neither_the_work_nor_what_was_logged(
     study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://x")
     with stage_run("prepare") as run:
         run.log_metrics({"loss": 1.0})
-    assert capsys.readouterr().err.startswith("warning: this run is not tracked: ")
+    assert run.run_id is None
+    assert re.match(r"warning: MLflow at nonsense://x cannot take it \(Model .*\n$", capsys.readouterr().err)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert flush() == 0
+    assert runs(tracking_uri(study))["prepare"].data.metrics == {"loss": 1.0}
 
 
 def test_nested_params_are_flattened() -> None:

@@ -1,0 +1,204 @@
+"""Sends what stages log from a process of its own, so that none of them loads MLflow: 5 of the 7 s that one takes.
+
+The first stage that finds no such process starts it, those that come after it within half a minute find it at work,
+and then it ends by itself. It is asked through a Unix socket in `.pipeline/senders`, one JSON line for another; its
+environment is that of the stage that started it, and stages with another one, other credentials for one, have another
+process. Where the file system has no sockets a stage sends by itself. It holds some 250 MB.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+from socket import SocketIO
+from typing import Any
+
+from lightning_modules.errors import PipelineError
+from stages.spool import Journal
+
+SENDERS = Path(".pipeline/senders")
+IDLE = 30.0  # seconds without a stage after which it ends
+START_SECONDS = 60.0  # that Python may take to start, on a busy machine
+# Variables that differ from stage to stage, or that torch sets: nothing that MLflow looks at.
+_OF_ONE_STAGE = ("CUDA_", "DVC", "MALLOC_", "OMP_", "PIPELINE", "PREFECT", "PYTORCH_", "TORCH")
+_OF_A_SHELL = {"_", "SHLVL", "PWD", "OLDPWD"}
+
+
+class Sender:
+    """What a stage has of that process: it sends as a `Delivery` does."""
+
+    def __init__(self, uri: str, root: Path) -> None:
+        """Raises OSError where the process can be neither found nor started."""
+        self.uri = uri
+        self.root = root
+        self.refused: list[str] = []  # what the server will never take, for a warning
+        self.trouble = ""  # why it took nothing the last time
+        self._asking = threading.Lock()
+        self._stream: SocketIO | None = _connected(root)
+
+    def send(self, spool: Journal) -> bool:
+        """Has it send what is unsent. False where the server, or the process, takes nothing now (`trouble`)."""
+        told = self._ask(str(spool.folder))
+        spool.read_state()
+        self.refused += told.get("refused", [])
+        self.trouble = told.get("trouble", "")
+        return not self.trouble
+
+    def load(self) -> dict[str, float]:
+        """The machine's load since the last call; nothing where the process cannot tell."""
+        load: dict[str, float] = self._ask(None).get("load", {})
+        return load
+
+    def _ask(self, folder: str | None) -> dict[str, Any]:
+        with self._asking:
+            for _ in range(2):  # it may have been ended since the last time
+                try:
+                    self._stream = self._stream or _connected(self.root)
+                    self._stream.write(json.dumps(folder).encode() + b"\n")
+                    if line := self._stream.readline():
+                        told: dict[str, Any] = json.loads(line)
+                        return told
+                except OSError:
+                    pass
+                self._stream = None
+            return {"trouble": "cannot be told: the process that sends to it does not live"}
+
+
+def _connected(root: Path) -> SocketIO:
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in _OF_A_SHELL and not name.startswith(_OF_ONE_STAGE)
+    }
+    facts = json.dumps([platform.node(), os.getuid(), sorted(environment.items())])
+    address = root / SENDERS / hashlib.sha256(facts.encode()).hexdigest()[:16]
+    address.parent.mkdir(parents=True, exist_ok=True)
+    package = str(Path(__file__).parents[1])
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package, environment.get("PYTHONPATH"))))
+    command = [sys.executable, "-m", "stages.sender", address.name]
+    for _ in range(2):  # another one may end just now
+        if connection := _connection(address):
+            return connection
+        with suppress(subprocess.TimeoutExpired):
+            subprocess.run(  # noqa: S603
+                command, cwd=root, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL, start_new_session=True, timeout=START_SECONDS, check=False,
+            )  # fmt: skip
+    if connection := _connection(address):
+        return connection
+    raise OSError(f"no process sends to MLflow at {address}")
+
+
+def _connection(address: Path) -> SocketIO | None:
+    with socket.socket(socket.AF_UNIX) as connecting:
+        try:
+            connecting.connect(os.path.relpath(address))  # relative: an address has room for some 100 characters
+        except OSError:
+            return None
+        return connecting.makefile("rwb", buffering=0)  # which keeps the connection open
+
+
+def _listener(address: Path) -> socket.socket | None:
+    """Where stages connect to; None where another process listens there. Raises OSError where there are no sockets."""
+    if connection := _connection(address):
+        connection.close()
+        return None
+    address.unlink(missing_ok=True)  # of one that was killed
+    listener = socket.socket(socket.AF_UNIX)
+    before = os.umask(0o077)  # it is for this user alone
+    try:
+        listener.bind(os.path.relpath(address))
+    finally:
+        os.umask(before)
+    listener.listen()
+    return listener
+
+
+def _serve(listener: socket.socket, address: Path, root: Path) -> None:
+    """Answers stages, each in a thread, until there have been none for a while."""
+    import mlflow  # noqa: F401  before any thread: stages wait meanwhile
+
+    from stages.tracking_store import prepare_store, tracking_uri
+
+    ours, uri = _identity(address), tracking_uri(root)
+    with suppress(PipelineError):  # which each stage is told
+        prepare_store(uri, root)
+    store = Path(uri.removeprefix("sqlite:///"))
+    known = _identity(store)
+    at_work: list[threading.Thread] = []
+    listener.settimeout(IDLE)
+    while True:
+        try:
+            connection, _ = listener.accept()
+        except TimeoutError:
+            at_work = [thread for thread in at_work if thread.is_alive()]
+            if at_work:
+                continue
+            break
+        known = known or _identity(store)
+        if _identity(store) != known:  # MLflow would go on with a database that was deleted; a new process does not
+            connection.close()
+            break
+        at_work.append(threading.Thread(target=_answer, args=(connection, uri, root), daemon=True))
+        at_work[-1].start()
+    if _identity(address) == ours:
+        address.unlink()
+    listener.close()
+    for thread in at_work:
+        thread.join()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What a file is known by as long as it exists."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _answer(connection: socket.socket, uri: str, root: Path) -> None:
+    """Does what one stage asks for until it ends: a spool's folder is sent, `null` is for the machine's load."""
+    from stages.delivery import Delivery
+    from stages.refusals import trouble
+
+    delivery: Delivery | None = None
+    with connection, connection.makefile("rb") as requests:
+        for line in requests:
+            folder = json.loads(line)
+            try:
+                delivery = delivery or Delivery(uri, root)
+                if folder is None:
+                    told: dict[str, Any] = {"load": delivery.load()}
+                else:
+                    answered = delivery.send(Journal(Path(folder)))
+                    told = {"trouble": "" if answered else delivery.trouble, "refused": delivery.refused[:]}
+                    delivery.refused.clear()
+            except Exception as error:  # of a wrong address, a full disk: said by the stage
+                told = {"trouble": trouble(error)}
+            try:
+                connection.sendall(json.dumps(told).encode() + b"\n")
+            except OSError:  # the stage was killed
+                return
+
+
+def main() -> None:
+    """Starts listening, goes on in the background, and serves there."""
+    parser = argparse.ArgumentParser(prog="python -m stages.sender", description=__doc__)
+    parser.add_argument("name", help="of the socket in .pipeline/senders of the current folder")
+    address = SENDERS / parser.parse_args().name
+    listener = _listener(address)
+    if listener is None or os.fork():  # a stage waits until it can ask, and no longer
+        os._exit(0)
+    _serve(listener, address.absolute(), Path.cwd())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Where MLflow keeps the runs: the server of MLFLOW_TRACKING_URI, else an SQLite file in `.pipeline/`.
+
+The file is created and upgraded once, under a lock: processes that meet on a fresh database break it for good.
+"""
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from lightning_modules.errors import PipelineError
+from stages.lineage import current_runs, without_credentials
+from stages.spool import file_lock
+
+UI_ADDRESS = "http://127.0.0.1:5000"  # where `make ui` shows the default store
+_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
+
+
+def tracking_uri(root: Path) -> str:
+    """MLFLOW_TRACKING_URI, else the SQLite file under `root` (absolute: MLflow's own default is the current folder)."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / '.pipeline' / 'mlflow.db'}"
+
+
+def ui_url(uri: str) -> str:
+    """The address of the pages that show what is stored at `uri`."""
+    return without_credentials(uri).rstrip("/") if uri.startswith("http") else UI_ADDRESS
+
+
+def answers(uri: str) -> bool:
+    """Whether somebody listens at a tracking URI that names a host; others are taken for reachable. At most 2 s."""
+    try:
+        parts = urlsplit(uri)
+        port = parts.port or _PORTS.get(parts.scheme.split("+")[0])
+        if not parts.hostname or not port:
+            return True
+        with socket.create_connection((parts.hostname, port), timeout=2):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
+def run_pages(root: Path) -> dict[str, str]:
+    """Of each stage whose outputs are those of a known run: the address of the run in MLflow's pages."""
+    return {stage: f"{ui_url(tracking_uri(root))}/{run.link}" for stage, run in current_runs(root).items()}
+
+
+def prepare_store(uri: str, root: Path) -> None:
+    """Creates or upgrades a SQLite store, once for each version of MLflow. Raises PipelineError where that fails."""
+    if not uri.startswith("sqlite:"):
+        return
+    from importlib.metadata import version
+
+    state = root / ".pipeline"
+    made_by = state / "mlflow.version"
+    with file_lock(state / "mlflow.lock"):
+        wanted, there = f"{version('mlflow')} {uri}", Path(uri.removeprefix("sqlite:///")).exists()
+        if there and made_by.exists() and made_by.read_text() == wanted:
+            return
+        try:
+            _upgrade(uri) if there else _create(uri)
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or ["no reason given"])[-1]
+            raise PipelineError(f"MLflow's database {uri} cannot be created or upgraded: {reason}") from error
+        made_by.write_text(wanted)
+
+
+def _create(uri: str) -> None:
+    """MLflow makes a database as it opens it: 4 s, where its command takes 10."""
+    from mlflow import MlflowClient
+
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    MlflowClient(uri).search_experiments(max_results=1)
+
+
+def _upgrade(uri: str) -> None:
+    command = [sys.executable, "-m", "mlflow", "db", "upgrade", uri]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode != 0:
+        raise OSError(done.stderr)

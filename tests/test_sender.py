@@ -1,0 +1,180 @@
+"""The process that sends to MLflow for all stages: real processes and a real SQLite store."""
+
+import contextlib
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow_tools import REPOSITORY, history, runs
+from processes import eventually, still_works
+
+from stages import sender
+from stages.sender import SENDERS
+from stages.spool import SPOOLS
+from stages.tracking_store import tracking_uri
+
+STAGE = """
+    import os, sys
+    from stages.tracking import stage_run
+    with stage_run(sys.argv[1]) as run:
+        run.log_metrics({"loss": 3.0}, step=1)
+        print(run.run_id, flush=True)
+        if len(sys.argv) > 2:
+            input()
+            run.log_metrics({"loss": 2.0}, step=2)
+        assert "mlflow" not in sys.modules
+"""
+
+
+@pytest.fixture(autouse=True)
+def _none_is_left(study: Path) -> Iterator[None]:
+    yield
+    for process in senders(study):
+        process.kill()
+
+
+def senders(folder: Path) -> list[psutil.Process]:
+    """Those at work in a folder."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.cwd() == str(folder) and "stages.sender" in process.cmdline():
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def stage(folder: Path, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
+    """A stage's process; with a second argument it goes on when it is told to."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW", "PIPELINE"))}
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(STAGE), *arguments], cwd=folder, text=True, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=kept | {"PYTHONPATH": str(REPOSITORY)} | environment,
+    )  # fmt: skip
+
+
+def ended(process: "subprocess.Popen[str]") -> str:
+    """What it printed on stderr."""
+    _, errors = process.communicate("\n", timeout=120)
+    assert process.returncode == 0, errors
+    return errors
+
+
+def stages_in(database: Path) -> set[str]:
+    """Read without MLflow, which in this process would go on with a database that was deleted."""
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        return {row[0] for row in connection.execute("select value from tags where key = 'pipeline.stage'")}
+
+
+def test_stages_that_load_no_mlflow_share_a_process_that_is_no_child_of_theirs(study: Path) -> None:
+    waiting = stage(study, "prepare", "wait", PIPELINE_RUN="one", OMP_NUM_THREADS="1")
+    assert waiting.stdout is not None
+    assert waiting.stdout.readline() != "None\n"
+    assert not psutil.Process(waiting.pid).children(), "who ends a stage with all it started does not end it"
+    assert not ended(stage(study, "tokenize", PIPELINE_RUN="one", OMP_NUM_THREADS="2"))
+    (only,) = senders(study)
+    assert not ended(waiting)
+    uri = tracking_uri(study)
+    made = runs(uri)
+    assert {name: run.info.status for name, run in made.items()} == dict.fromkeys(
+        ("all", "prepare", "tokenize"), "FINISHED"
+    )
+    assert history(uri, made["prepare"].info.run_id, "loss") == [(1, 3.0), (2, 2.0)]
+    assert only.is_running()
+    assert only.environ().keys().isdisjoint({"PIPELINE_RUN", "OMP_NUM_THREADS"})
+    assert not (study / SENDERS / only.cmdline()[-1]).stat().st_mode & 0o077, "others can ask it for nothing"
+
+
+def test_one_that_is_killed_is_followed_by_another_and_everything_arrives_once(study: Path) -> None:
+    process = stage(study, "prepare", "wait")
+    assert process.stdout is not None
+    process.stdout.readline()
+    (first,) = senders(study)
+    first.kill()
+    eventually(lambda: not still_works(first.pid))
+    assert not ended(process)
+    assert [one.pid for one in senders(study)] != [first.pid]
+    run = runs(tracking_uri(study))["prepare"]
+    assert (run.info.status, history(tracking_uri(study), run.info.run_id, "loss")) == (
+        "FINISHED",
+        [(1, 3.0), (2, 2.0)],
+    )
+    assert not list((study / SPOOLS).iterdir())
+
+
+def test_a_stage_that_is_killed_is_marked_by_the_next(study: Path) -> None:
+    process = stage(study, "prepare", "wait")
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    ended(stage(study, "tokenize"))
+    made = runs(tracking_uri(study))
+    assert {name: run.info.status for name, run in made.items()} == {"prepare": "KILLED", "tokenize": "FINISHED"}
+    assert history(tracking_uri(study), made["prepare"].info.run_id, "loss") == [(1, 3.0)]
+
+
+def test_other_stores_and_deleted_ones_are_told_apart(study: Path) -> None:
+    store, other = study / ".pipeline/mlflow.db", study / "other.db"
+    ended(stage(study, "prepare"))
+    assert stages_in(store) == {"prepare"}
+    store.unlink()
+    ended(stage(study, "tokenize"))
+    assert stages_in(store) == {"tokenize"}
+    ended(stage(study, "leakage", MLFLOW_TRACKING_URI=f"sqlite:///{other}"))
+    assert stages_in(other) == {"leakage"}
+    shutil.rmtree(study / ".pipeline")
+    ended(stage(study, "report"))
+    assert stages_in(store) == {"report"}
+
+
+def test_what_it_says_of_the_server_is_said_by_the_stage(study: Path) -> None:
+    errors = ended(stage(study, "prepare", MLFLOW_TRACKING_URI="nonsense://x"))
+    assert errors.startswith("warning: MLflow at nonsense://x cannot take it (Model ")
+    assert len(errors.splitlines()) == 1
+    assert len(list((study / SPOOLS).iterdir())) == 1
+    twice = STAGE.replace("print(", "run.log_params({'a': 1}); run.log_params({'a': 2}); print(")
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-c", textwrap.dedent(twice), "prepare"]
+    done = subprocess.run(command, cwd=study, env=environment, capture_output=True, text=True, check=True)
+    assert "warning: MLflow did not take something of prepare: " in done.stderr
+
+
+def test_where_there_are_no_sockets_a_stage_sends_by_itself(study: Path) -> None:
+    (study / SENDERS).write_text("not a folder")
+    process = stage(study, "prepare")
+    _, errors = process.communicate(timeout=120)
+    assert errors.strip().endswith("AssertionError"), "it loaded MLflow"
+    assert runs(tracking_uri(study))["prepare"].info.status == "FAILED"
+
+
+def test_it_ends_when_there_are_no_stages_for_a_while(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sender, "IDLE", 0.5)
+    address = study / SENDERS / "one"
+    address.parent.mkdir()
+    listener = sender._listener(address)
+    assert listener is not None
+    assert sender._listener(address) is None, "another one listens there"
+    serving = threading.Thread(target=sender._serve, args=(listener, address, study), daemon=True)
+    serving.start()
+    stream = sender._connection(address)
+    assert stream is not None
+    for _ in range(2):
+        stream.write(b"null\n")
+        assert b"system/" in stream.readline()
+        serving.join(1.5)
+        assert serving.is_alive(), "a stage is still there"
+    stream.close()
+    serving.join(60)
+    assert not serving.is_alive()
+    assert not address.exists()
