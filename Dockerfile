@@ -22,7 +22,8 @@ RUN apt-get update \
  && install --directory --owner pipeline /workspace
 COPY --from=environment /opt/venv /opt/venv
 COPY . /opt/pipeline
-ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp PREFECT_HOME=/tmp/prefect
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp PREFECT_HOME=/tmp/prefect \
+    DO_NOT_TRACK=true
 USER 10001
 WORKDIR /workspace
 VOLUME /workspace

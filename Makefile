@@ -25,7 +25,7 @@ ui: $(INSTALLED)  ## open MLflow (runs, metrics, models) on http://127.0.0.1:500
 	@case "$$MLFLOW_TRACKING_URI" in \
 	  http*) echo "the runs are on $$MLFLOW_TRACKING_URI (MLFLOW_TRACKING_URI): open it in a browser"; exit 0;; \
 	esac; \
-	export PATH="$(CURDIR)/$(BIN):$$PATH" MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false; \
+	export PATH="$(CURDIR)/$(BIN):$$PATH" MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false DO_NOT_TRACK=true; \
 	exec mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 \
 	  --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/.pipeline/mlflow.db}" \
 	  --artifacts-destination "$(CURDIR)/.pipeline/mlartifacts"

@@ -1,1 +1,5 @@
 """What each step does: one program a DVC stage, `python -m stages.NAME`."""
+
+import os
+
+os.environ.setdefault("DO_NOT_TRACK", "true")  # MLflow and the hub's client would report to their makers

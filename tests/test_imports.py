@@ -1,9 +1,11 @@
 """The rooms: imports point down only, and importing a module brings nothing heavy along that it does not need."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
@@ -77,6 +79,24 @@ def test_importing_the_transformer_loads_torch_but_not_lightning() -> None:
     loaded = loaded_after(*module_names("lightning_modules/transformer"))
     assert "torch" in loaded
     assert not loaded & {"pytorch_lightning", "lightning_fabric", "tokenizers", "safetensors"}
+
+
+def test_counting_the_parameters_of_a_model_does_not_load_torchs_compiler() -> None:
+    script = """
+        import sys
+        from lightning_modules.flops import parameters
+        from lightning_modules.transformer.presets import preset
+        for positions in ("sinusoidal", "learned", "rotary", "alibi", "relative"):
+            assert parameters(preset("small-encoder-decoder", vocab_size=100, positions=positions))["encoder"] > 1000
+        assert not {"sympy", "torch._dynamo"} & set(sys.modules)
+    """
+    subprocess.run([sys.executable, "-c", dedent(script)], cwd=REPOSITORY, check=True)
+
+
+def test_mlflow_reports_to_nobody_how_it_is_used() -> None:
+    script = "import stages.tracking, mlflow.telemetry; assert mlflow.telemetry.get_telemetry_client() is None"
+    environment = {"PATH": os.environ["PATH"]}  # without what tells MLflow that this is a test
+    subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, env=environment, check=True)
 
 
 def test_importing_all_that_learns_loads_no_orchestrator_and_no_data_library() -> None:

@@ -24,9 +24,15 @@ _DEVIATION = 0.02
 
 @torch.no_grad()
 def initialize(model: nn.Module) -> None:
-    """Draws all weights of a model that has a `config` and stacks; biases start at zero, normalisations at one."""
+    """Draws all weights of a model that has a `config` and stacks; biases start at zero, normalisations at one.
+
+    On the meta device, where models are made to be counted, there is nothing to draw, and torch would load its
+    compiler for it: 2 s.
+    """
     config = model.config
     assert isinstance(config, TransformerConfig)
+    if next(model.parameters()).is_meta:
+        return
     fused = {part: count for module in model.modules() for part, count in _fused(module)}
     for module in model.modules():
         if isinstance(module, nn.Linear):

@@ -26,8 +26,7 @@ class SinusoidalPositions(nn.Module):
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
-        exponent_K = torch.arange(0, d_model, 2, dtype=torch.float32) / d_model
-        self.register_buffer("rate_K", 10_000.0**-exponent_K, persistent=False)
+        self.register_buffer("rate_K", _rates(10_000.0, d_model), persistent=False)
 
     def forward(self, x_BLD: Tensor, positions_BL: Tensor) -> Tensor:
         """Embeddings and their positions, (B or 1, L) → their sum. Any length."""
@@ -57,13 +56,18 @@ class RotaryPositions(nn.Module):
 
     def __init__(self, head_width: int, base: float, scaling: float) -> None:
         super().__init__()
-        exponent_K = torch.arange(0, head_width, 2, dtype=torch.float32) / head_width
-        self.register_buffer("rate_K", base**-exponent_K / scaling, persistent=False)
+        self.register_buffer("rate_K", _rates(base, head_width, scaling), persistent=False)
 
     def forward(self, positions_L: Tensor) -> tuple[Tensor, Tensor]:
         """Positions (L) → cosines and sines, each (L, K)."""
         angle_LK = positions_L[:, None] * self.rate_K.repeat(2)
         return angle_LK.cos(), angle_LK.sin()
+
+
+def _rates(base: float, width: int, scaling: float = 1.0) -> Tensor:
+    """base^(-2i/width)/scaling. Made on the CPU: on the meta device torch would load its compiler for it, 2 s."""
+    exponent_K = torch.arange(0, width, 2, dtype=torch.float32, device="cpu") / width
+    return (base**-exponent_K / scaling).to(torch.get_default_device())
 
 
 def rotate(x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
