@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lightning_modules.transformer.config import TransformerConfig
 from lightning_modules.transformer.model import Decoder, Encoder, EncoderDecoder, count_parameters
 
 _USES = {
@@ -32,20 +33,6 @@ def card(
 ) -> str:
     """The text of README.md; `tokens` spells `bos` and `eos`."""
     config, fine_tuned = model.config, bool(limits)
-    sizes = {
-        "class": f"`{class_name}`",
-        "parameters (tied ones once)": f"{count_parameters(model):,}",
-        "vocabulary": f"{config.vocab_size:,}",
-        "width, heads, inner width": f"{config.d_model}, {config.heads}, {config.d_ff}",
-        "layers of the encoder": config.encoder_layers if config.architecture != "decoder" else 0,
-        "layers of the decoder": config.decoder_layers if config.architecture != "encoder" else 0,
-    }
-    bounds = {
-        f"{name.replace('_', ' ')}, `{tokens['eos']}` included": limits[name]
-        for name in limits
-        if name.endswith("_tokens")
-    }
-    bounds["longest sequence in training (`max_length`)"] = config.max_length
     facts = {name.replace("_", " "): value for name, value in training.items() if isinstance(value, int | float | str)}
     special = (
         "Special tokens written in a text are read as plain text, as in training (`split_special_tokens`)."
@@ -62,7 +49,7 @@ library_name: transformers
 Made by transformer-pretraining-pipeline and written in Hugging Face's standard format: `transformers` loads it without
 any other code. Its logits were compared with those of the model it was made of before it was saved.
 
-{_table(sizes)}
+{_table(_sizes(model, class_name))}
 
 ## Use
 
@@ -78,7 +65,7 @@ model = {auto_class}.from_pretrained("path/to/this/folder")
 
 ## Limits
 
-{_table(bounds)}
+{_table(_bounds(config, limits, tokens["eos"]))}
 
 A model knows what its text held, mistakes and prejudices included. Nothing was done to keep it from writing harmful or
 untrue text.
@@ -87,6 +74,24 @@ untrue text.
 
 {_table(facts) if facts else "The folder that this was made of said nothing about it."}
 """
+
+
+def _sizes(model: Encoder | Decoder | EncoderDecoder, class_name: str) -> dict[str, Any]:
+    config = model.config
+    return {
+        "class": f"`{class_name}`",
+        "parameters (tied ones once)": f"{count_parameters(model):,}",
+        "vocabulary": f"{config.vocab_size:,}",
+        "width, heads, inner width": f"{config.d_model}, {config.heads}, {config.d_ff}",
+        "layers of the encoder": config.encoder_layers if config.architecture != "decoder" else 0,
+        "layers of the decoder": config.decoder_layers if config.architecture != "encoder" else 0,
+    }
+
+
+def _bounds(config: TransformerConfig, limits: dict[str, int], eos: str) -> dict[str, Any]:
+    tokens = {name: most for name, most in limits.items() if name.endswith("_tokens")}
+    bounds = {f"{name.replace('_', ' ')}, `{eos}` included": most for name, most in tokens.items()}
+    return bounds | {"longest sequence in training (`max_length`)": config.max_length}
 
 
 def _table(rows: dict[str, Any]) -> str:
