@@ -99,7 +99,7 @@ class TrialRunner:
                 shutil.rmtree(folder, ignore_errors=True)
                 take_copy(self._place.root, self._place.copy, self._sweep.fixed)
             first = Steps.load(steps)
-            new_workspace(self._place.copy, folder, self._place.root, {})
+            new_workspace(self._place.copy, folder, {})
             bring(folder, first.needs)
             runner = self._runner(folder, Lent())
             for stage in first.stages:
@@ -135,7 +135,7 @@ class TrialRunner:
     def _run(self, trial: Trial, folder: Path, on_line: Callable[[str], None], lent: Lent) -> Trial | None:
         assert self._steps is not None, "prepare() first"
         with self._dvc:  # its own threads and caches are not made for several at once
-            new_workspace(self._place.copy, folder, self._place.root, trial.values)
+            new_workspace(self._place.copy, folder, trial.values)
             bring(folder, self._steps.needs)
         runner = self._runner(folder, lent)
         watch = _Watch(self._sweep, self._search, trial, folder, runner)

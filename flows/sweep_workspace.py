@@ -18,7 +18,8 @@ from flows.run_stage import STOP_GRACE_SECONDS, child_environment
 from flows.workspace import STATE, overridden
 from lightning_modules.errors import PipelineError
 from stages.outputs import whole_directory, whole_file
-from stages.tracking_store import tracking_uri
+from stages.session import TAKE_WAIT
+from stages.spool import SPOOLS, Spool
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -76,7 +77,7 @@ def take_copy(root: Path, copy: Path, fixed: dict[str, Any]) -> None:
         (folder / "params.yaml").write_text(overridden(text, fixed), encoding="utf-8")
 
 
-def new_workspace(copy: Path, folder: Path, root: Path, values: dict[str, Any]) -> None:
+def new_workspace(copy: Path, folder: Path, values: dict[str, Any]) -> None:
     """A workspace like `copy`, with other values in params.yaml.
 
     One that is there already stays as it is; what a killed sweep has left at work in it is ended.
@@ -90,9 +91,6 @@ def new_workspace(copy: Path, folder: Path, root: Path, values: dict[str, Any]) 
         text = (new / "params.yaml").read_text(encoding="utf-8")
         (new / "params.yaml").write_text(overridden(text, values), encoding="utf-8")
         (new / STATE).mkdir(exist_ok=True)
-        made_by = root / STATE / "mlflow.version"  # says that the store need not be upgraded
-        if made_by.exists() and tracking_uri(root).startswith("sqlite:"):
-            shutil.copyfile(made_by, new / STATE / made_by.name)
 
 
 def read_steps(copy: Path, stage: str, keys: list[str]) -> Steps:
@@ -134,9 +132,12 @@ def bring(folder: Path, needs: tuple[str, ...]) -> None:
 
 def adopt_spools(folder: Path, root: Path) -> None:
     """What a trial could not send to MLflow waits with what this workspace could not."""
-    for spool in (folder / STATE / "spool").glob("*-*"):
-        (root / STATE / "spool").mkdir(parents=True, exist_ok=True)
-        spool.rename(root / STATE / "spool" / spool.name)
+    for path in (folder / SPOOLS).glob("*-*"):
+        spool = Spool.take(path, TAKE_WAIT)  # not while a process still sends it for a stage that was killed
+        (root / SPOOLS).mkdir(parents=True, exist_ok=True)
+        path.rename(root / SPOOLS / path.name)
+        if spool:
+            spool.release()
 
 
 def _steps(repo: "Repo", root: Path, plan: Plan, changed: set[str], keys: list[str]) -> Steps:

@@ -13,7 +13,7 @@ from stages.machine_load import load_sampler
 from stages.refusals import is_final, trouble
 from stages.scrub import scrubbed
 from stages.spool import Journal, Operation, file_lock
-from stages.tracking_store import prepare_store
+from stages.tracking_store import LOCK, prepare_store, store_folder
 
 REQUEST_SECONDS = 4  # more than any answer of a healthy server takes, and what a stage may lose to a dead one
 METRICS_AT_ONCE = 1000  # MLflow's own limits of a batch
@@ -33,6 +33,7 @@ class Delivery:
 
         self.uri = uri
         self.root = root
+        self._folder = store_folder(uri, root)
         self.client: Any = MlflowClient(uri)
         self.refused: list[str] = []  # what the server will never take, for a warning
         self.trouble = ""  # why it took nothing the last time
@@ -130,20 +131,20 @@ class Delivery:
         return run_id
 
     def _experiment(self, name: str) -> str:
-        with file_lock(self.root / ".pipeline" / "mlflow.lock"):
+        with file_lock(self._folder / LOCK):
             found = self.client.get_experiment_by_name(name)
             if found is not None:
                 if found.lifecycle_stage == "deleted":
                     self.client.restore_experiment(found.experiment_id)
                 return str(found.experiment_id)
-            artifacts = (self.root / ".pipeline" / "mlartifacts").resolve().as_uri()
+            artifacts = (self._folder / "mlartifacts").resolve().as_uri()
             location = artifacts if self.uri.startswith("sqlite:") else None
             return str(self.client.create_experiment(name, location, _KIND))
 
     def _parent(self, experiment: str, operation: Operation) -> str:
         """The run of the whole pipeline: found by its key, else created; open while any of its stages is."""
         wanted = operation["parent"]
-        with file_lock(self.root / ".pipeline" / "mlflow.lock"):
+        with file_lock(self._folder / LOCK):
             key = f"tags.`pipeline.run` = '{wanted['key']}' and tags.`pipeline.stage` = 'all'"
             found = self.client.search_runs([experiment], key)
             if found:
@@ -192,7 +193,7 @@ class Delivery:
     def _end(self, spool: Journal, operation: Operation) -> None:
         self.client.set_terminated(spool.state["run_id"], operation["status"], operation["time"])
         if spool.state["parent_id"]:
-            with file_lock(self.root / ".pipeline" / "mlflow.lock"):
+            with file_lock(self._folder / LOCK):
                 self._settle(spool.state["experiment_id"], spool.state["parent_id"])
         spool.save_state(ended=True)
 

@@ -115,10 +115,6 @@ def _folder(name: str, digest: str, seed: int) -> Path:
     text = Path("params.yaml").read_text(encoding="utf-8")
     with whole_file(folder / "params.yaml") as path:
         path.write_text(re.sub(r"(?m)^seed:\s*\d+", f"seed: {seed}", text), encoding="utf-8")
-    made_by = Path(".pipeline/mlflow.version")  # says that the store need not be upgraded
-    if made_by.exists():
-        (folder / ".pipeline").mkdir(exist_ok=True)
-        shutil.copyfile(made_by, folder / made_by)
     return folder
 
 

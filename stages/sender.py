@@ -1,9 +1,9 @@
 """Sends what stages log from a process of its own, so that none of them loads MLflow: 5 of the 7 s that one takes.
 
-The first stage that finds no such process starts it, those that come after it within half a minute find it at work,
-and then it ends by itself. It is asked through a Unix socket in `.pipeline/senders`, one JSON line for another; its
-environment is that of the stage that started it, and stages with another one, other credentials for one, have another
-process. Where the file system has no sockets a stage sends by itself. It holds some 250 MB.
+The first stage that finds no such process starts it, those that come after find it at work, and a quarter of a minute
+after the last it ends by itself. It is asked through a Unix socket in `.pipeline/senders`, one JSON line for another;
+its environment is that of the stage that started it, and stages with another one, other credentials for one, have
+another process. Where the file system has no sockets a stage sends by itself. It holds some 250 MB.
 """
 
 import argparse
@@ -22,9 +22,10 @@ from typing import Any
 
 from lightning_modules.errors import PipelineError
 from stages.spool import Journal
+from stages.tracking_store import database, prepare_store, store_folder
 
-SENDERS = Path(".pipeline/senders")
-IDLE = 30.0  # seconds without a stage after which it ends
+SENDERS = "senders"  # a folder beside the store, or in `.pipeline`
+IDLE = 15.0  # seconds without a stage after which it ends
 START_SECONDS = 60.0  # that Python may take to start, on a busy machine
 # Variables that differ from stage to stage, or that torch sets: nothing that MLflow looks at.
 _OF_ONE_STAGE = ("CUDA_", "DVC", "MALLOC_", "OMP_", "PIPELINE", "PREFECT", "PYTORCH_", "TORCH")
@@ -41,7 +42,7 @@ class Sender:
         self.refused: list[str] = []  # what the server will never take, for a warning
         self.trouble = ""  # why it took nothing the last time
         self._asking = threading.Lock()
-        self._stream: SocketIO | None = _connected(root)
+        self._stream: SocketIO | None = _connected(uri, root)
 
     def send(self, spool: Journal) -> bool:
         """Has it send what is unsent. False where the server, or the process, takes nothing now (`trouble`)."""
@@ -60,7 +61,7 @@ class Sender:
         with self._asking:
             for _ in range(2):  # it may have been ended since the last time
                 try:
-                    self._stream = self._stream or _connected(self.root)
+                    self._stream = self._stream or _connected(self.uri, self.root)
                     self._stream.write(json.dumps(folder).encode() + b"\n")
                     if line := self._stream.readline():
                         told: dict[str, Any] = json.loads(line)
@@ -71,15 +72,17 @@ class Sender:
             return {"trouble": "cannot be told: the process that sends to it does not live"}
 
 
-def _connected(root: Path) -> SocketIO:
+def _connected(uri: str, root: Path) -> SocketIO:
     environment = {
         name: value
         for name, value in os.environ.items()
         if name not in _OF_A_SHELL and not name.startswith(_OF_ONE_STAGE)
     }
     facts = json.dumps([platform.node(), os.getuid(), sorted(environment.items())])
-    address = root / SENDERS / hashlib.sha256(facts.encode()).hexdigest()[:16]
+    folder = store_folder(uri, root)
+    address = folder / SENDERS / hashlib.sha256(facts.encode()).hexdigest()[:16]
     address.parent.mkdir(parents=True, exist_ok=True)
+    environment["MLFLOW_TRACKING_URI"] = uri
     package = str(Path(__file__).parents[1])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package, environment.get("PYTHONPATH"))))
     command = [sys.executable, "-m", "stages.sender", address.name]
@@ -88,7 +91,7 @@ def _connected(root: Path) -> SocketIO:
             return connection
         with suppress(subprocess.TimeoutExpired):
             subprocess.run(  # noqa: S603
-                command, cwd=root, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL, start_new_session=True, timeout=START_SECONDS, check=False,
             )  # fmt: skip
     if connection := _connection(address):
@@ -121,16 +124,14 @@ def _listener(address: Path) -> socket.socket | None:
     return listener
 
 
-def _serve(listener: socket.socket, address: Path, root: Path) -> None:
+def _serve(listener: socket.socket, address: Path, uri: str) -> None:
     """Answers stages, each in a thread, until there have been none for a while."""
     import mlflow  # noqa: F401  before any thread: stages wait meanwhile
 
-    from stages.tracking_store import prepare_store, tracking_uri
-
-    ours, uri = _identity(address), tracking_uri(root)
+    ours, root = _identity(address), address.parents[2]
     with suppress(PipelineError):  # which each stage is told
         prepare_store(uri, root)
-    store = Path(uri.removeprefix("sqlite:///"))
+    store = database(uri)
     known = _identity(store)
     at_work: list[threading.Thread] = []
     listener.settimeout(IDLE)
@@ -192,12 +193,12 @@ def _answer(connection: socket.socket, uri: str, root: Path) -> None:
 def main() -> None:
     """Starts listening, goes on in the background, and serves there."""
     parser = argparse.ArgumentParser(prog="python -m stages.sender", description=__doc__)
-    parser.add_argument("name", help="of the socket in .pipeline/senders of the current folder")
-    address = SENDERS / parser.parse_args().name
+    parser.add_argument("name", help="of the socket in `senders` in the current folder")
+    address = Path(SENDERS, parser.parse_args().name)
     listener = _listener(address)
     if listener is None or os.fork():  # a stage waits until it can ask, and no longer
         os._exit(0)
-    _serve(listener, address.absolute(), Path.cwd())
+    _serve(listener, address.absolute(), os.environ["MLFLOW_TRACKING_URI"])
 
 
 if __name__ == "__main__":

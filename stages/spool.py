@@ -49,7 +49,8 @@ class Journal:
     @contextmanager
     def sending(self) -> Iterator[None]:
         """No other process sends it in the block, nor takes it over."""
-        with file_lock(self.folder / SENDING):
+        with (self.folder / SENDING).open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
             self.read_state()
             yield
 

@@ -15,13 +15,26 @@ from lightning_modules.errors import PipelineError
 from stages.lineage import current_runs, without_credentials
 from stages.spool import file_lock
 
+LOCK = "mlflow.lock"
 UI_ADDRESS = "http://127.0.0.1:5000"  # where `make ui` shows the default store
+_SQLITE = "sqlite:///"
 _PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
 def tracking_uri(root: Path) -> str:
-    """MLFLOW_TRACKING_URI, else the SQLite file under `root` (absolute: MLflow's own default is the current folder)."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / '.pipeline' / 'mlflow.db'}"
+    """MLFLOW_TRACKING_URI, else the SQLite file under `root`; the path of such a file is absolute."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{root / '.pipeline' / 'mlflow.db'}"
+    return f"{_SQLITE}{database(uri).resolve()}" if uri.startswith(_SQLITE) else uri
+
+
+def database(uri: str) -> Path:
+    """The file of an SQLite store."""
+    return Path(uri.removeprefix(_SQLITE))
+
+
+def store_folder(uri: str, root: Path) -> Path:
+    """Where locks, files of runs and the like lie: beside an SQLite file, whoever writes to it, else in `root`."""
+    return database(uri).parent if uri.startswith(_SQLITE) else root / ".pipeline"
 
 
 def ui_url(uri: str) -> str:
@@ -49,14 +62,14 @@ def run_pages(root: Path) -> dict[str, str]:
 
 def prepare_store(uri: str, root: Path) -> None:
     """Creates or upgrades a SQLite store, once for each version of MLflow. Raises PipelineError where that fails."""
-    if not uri.startswith("sqlite:"):
+    if not uri.startswith(_SQLITE):
         return
     from importlib.metadata import version
 
-    state = root / ".pipeline"
-    made_by = state / "mlflow.version"
-    with file_lock(state / "mlflow.lock"):
-        wanted, there = f"{version('mlflow')} {uri}", Path(uri.removeprefix("sqlite:///")).exists()
+    folder = store_folder(uri, root)
+    made_by = folder / "mlflow.version"
+    with file_lock(folder / LOCK):
+        wanted, there = f"{version('mlflow')} {uri}", database(uri).exists()
         if there and made_by.exists() and made_by.read_text() == wanted:
             return
         try:

@@ -18,10 +18,10 @@ from mlflow_tools import REPOSITORY, history, runs
 from processes import eventually, still_works
 
 from stages import sender
-from stages.sender import SENDERS
 from stages.spool import SPOOLS
 from stages.tracking_store import tracking_uri
 
+SENDERS = Path(".pipeline/senders")
 STAGE = """
     import os, sys
     from stages.tracking import stage_run
@@ -47,7 +47,7 @@ def senders(folder: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
-            if process.cwd() == str(folder) and "stages.sender" in process.cmdline():
+            if process.cwd() == str(folder / ".pipeline") and "stages.sender" in process.cmdline():
                 found.append(process)
         except psutil.Error:
             continue
@@ -165,7 +165,7 @@ def test_it_ends_when_there_are_no_stages_for_a_while(study: Path, monkeypatch: 
     listener = sender._listener(address)
     assert listener is not None
     assert sender._listener(address) is None, "another one listens there"
-    serving = threading.Thread(target=sender._serve, args=(listener, address, study), daemon=True)
+    serving = threading.Thread(target=sender._serve, args=(listener, address, tracking_uri(study)), daemon=True)
     serving.start()
     stream = sender._connection(address)
     assert stream is not None

@@ -211,7 +211,7 @@ def test_a_trial_runs_only_what_its_values_change(project: Path) -> None:
     steps = read_steps(copy, "pretrain", ["tokenizer.vocab_size"])
     assert ([stage.name for stage in steps.stages], steps.needs) == (["tokenize", "pretrain"], ())
 
-    new_workspace(copy, project / ".pipeline/trial", project, {"pretrain.learning_rate": 0.5})
+    new_workspace(copy, project / ".pipeline/trial", {"pretrain.learning_rate": 0.5})
     params = YAML(typ="safe").load((project / ".pipeline/trial/params.yaml").read_text())["pretrain"]
     assert (params["steps"], params["learning_rate"]) == (7, 0.5)
     assert not (project / ".pipeline/trial/data").exists()
