@@ -65,6 +65,7 @@ def test_a_server_that_dies_in_mid_run_and_comes_back_has_everything_once(
     with server(study, port) as kill, stage_run("prepare") as run:
         run.log_metrics({"records": 1.0}, step=1)
         eventually(lambda: "records" in client(uri).get_run(run.run_id).data.metrics)
+        eventually(lambda: len(list((study / SPOOLS).iterdir())) == 1)  # what the stage before had left is sent
         kill()
         for step in range(2, 1500):
             run.log_metrics({"records": float(step)}, step=step)
