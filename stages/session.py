@@ -89,8 +89,9 @@ class Session:
         What a stage prints after this, its error for one, is sent when it ends.
         """
         self._stop.set()
+        until = time.monotonic() + LAST_SEND
         for thread in self._threads:
-            thread.join(timeout=LAST_SEND)
+            thread.join(timeout=max(0.0, until - time.monotonic()))
         self.spool.append({"op": "end", "status": status, "time": now()})
         if any(thread.is_alive() for thread in self._threads):
             add_log(self.spool)
