@@ -57,7 +57,9 @@ def _tracking_uri_is_left_as_it_was() -> Iterator[None]:
 def fresh_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty database, made once: creating one takes seconds."""
     root = tmp_path_factory.mktemp("store")
-    prepare_store(tracking_uri(root), root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)  # where MLflow's own default experiment keeps its files
+        prepare_store(tracking_uri(root), root)
     return root / ".pipeline" / "mlflow.db"
 
 
