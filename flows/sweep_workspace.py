@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from flows.graph import Plan, Stage, read_outputs, read_plan
 from flows.process_tree import end_survivors
 from flows.run_stage import STOP_GRACE_SECONDS, child_environment
-from flows.workspace import STATE, overridden
+from flows.workspace import overridden
 from lightning_modules.errors import PipelineError
 from stages.outputs import whole_directory, whole_file
 from stages.session import TAKE_WAIT
@@ -90,7 +90,6 @@ def new_workspace(copy: Path, folder: Path, values: dict[str, Any]) -> None:
         shutil.copytree(copy, new, symlinks=True, dirs_exist_ok=True)
         text = (new / "params.yaml").read_text(encoding="utf-8")
         (new / "params.yaml").write_text(overridden(text, values), encoding="utf-8")
-        (new / STATE).mkdir(exist_ok=True)
 
 
 def read_steps(copy: Path, stage: str, keys: list[str]) -> Steps:

@@ -49,7 +49,7 @@ class Journal:
     @contextmanager
     def sending(self) -> Iterator[None]:
         """No other process sends it in the block, nor takes it over."""
-        with (self.folder / SENDING).open("a") as lock:
+        with (self.folder / SENDING).open("a") as lock:  # not `file_lock`, which makes a folder that is gone again
             fcntl.flock(lock, fcntl.LOCK_EX)
             self.read_state()
             yield
