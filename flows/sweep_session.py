@@ -65,9 +65,9 @@ class Session:
         self.tracking.done(best, files)
         return closing_lines(self.sweep, self.name, self.search.ended(), best)
 
-    def _ended(self, trial: Trial, folder: Path) -> None:
+    def _ended(self, trial: Trial) -> None:
         best = self.search.best()
-        self.tracking.ended(trial, best, folder)
+        self.tracking.ended(trial, best)
         self.show(trial_line(trial, best))
 
 
@@ -89,7 +89,7 @@ def opened(root: Path, file: Path, flow_url: str, show: Callable[[str], None]) -
         _same_as_before(sweep, file, folder / "sweep.json")
         search = Search(sweep, folder / "study.db")
         place = Place(root, folder / "copy", folder / "trials")
-        with tracked(root, file.stem, _key(folder), flow_url, sweep, folder) as tracking:
+        with tracked(root, _key(folder), flow_url, sweep, folder) as tracking:
             yield Session(sweep, search, place, tracking, show)
 
 

@@ -60,9 +60,9 @@ class TrialRunner:
         search: Search,
         place: Place,
         environment: Mapping[str, str],
-        on_end: Callable[[Trial, Path], None],
+        on_end: Callable[[Trial], None],
     ) -> None:
-        """`environment` is added to this process's for every stage; `on_end` hears of a trial and its workspace."""
+        """`environment` is added to this process's for every stage; `on_end` hears of each trial."""
         self._sweep, self._search, self._place, self._on_end = sweep, search, place, on_end
         self._steps: Steps | None = None
         self._environment = dict(environment)
@@ -101,7 +101,7 @@ class TrialRunner:
             first = Steps.load(steps)
             new_workspace(self._place.copy, folder, {})
             bring(folder, first.needs)
-            runner = self._runner(folder, Lent())
+            runner = self._runner(folder, Lent(), {})
             for stage in first.stages:
                 result = runner.run(stage.name, on_line, timeout_seconds=stage.timeout_seconds)
                 if result.outcome not in (Outcome.RAN, Outcome.UNCHANGED):
@@ -127,8 +127,8 @@ class TrialRunner:
             return None
         ended = replace(ended, seconds=time.monotonic() - began)
         self._search.tell(ended)
-        self._on_end(ended, folder)
         adopt_spools(folder, self._place.root)
+        self._on_end(ended)
         shutil.rmtree(folder, ignore_errors=True)
         return ended
 
@@ -137,7 +137,7 @@ class TrialRunner:
         with self._dvc:  # its own threads and caches are not made for several at once
             new_workspace(self._place.copy, folder, trial.values)
             bring(folder, self._steps.needs)
-        runner = self._runner(folder, lent)
+        runner = self._runner(folder, lent, {"PIPELINE_TRIAL": str(trial.number)})
         watch = _Watch(self._sweep, self._search, trial, folder, runner)
         try:
             for stage in self._steps.stages:
@@ -157,8 +157,8 @@ class TrialRunner:
         watch.take(points)
         return replace(trial, state=COMPLETE, value=self._sweep.better([value for _, value in points]))
 
-    def _runner(self, folder: Path, lent: Lent) -> StageRunner:
-        runner = StageRunner(folder, {**self._environment, **lent.environment}, keep_open=lent.locks)
+    def _runner(self, folder: Path, lent: Lent, more: Mapping[str, str]) -> StageRunner:
+        runner = StageRunner(folder, {**self._environment, **lent.environment, **more}, keep_open=lent.locks)
         self._running.add(runner)
         return runner
 

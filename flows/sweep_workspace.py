@@ -130,9 +130,11 @@ def bring(folder: Path, needs: tuple[str, ...]) -> None:
 
 
 def adopt_spools(folder: Path, root: Path) -> None:
-    """What a trial could not send to MLflow waits with what this workspace could not."""
+    """What an ended trial could not send to MLflow waits with what this workspace could not."""
     for path in (folder / SPOOLS).glob("*-*"):
         spool = Spool.take(path, TAKE_WAIT)  # not while a process still sends it for a stage that was killed
+        if spool:
+            spool.save_state(resume_from=None)  # a folder of the trial, which this workspace may have by the same name
         (root / SPOOLS).mkdir(parents=True, exist_ok=True)
         path.rename(root / SPOOLS / path.name)
         if spool:

@@ -105,7 +105,7 @@ class Delivery:
             run_id = found[0].info.run_id if found else None
         if run_id is None:
             spool.save_state(creating=True)
-            name = operation["stage"]
+            name = f"trial {tags['sweep.trial']}" if "sweep.trial" in tags else operation["stage"]
             run_id = self.client.create_run(experiment, operation["time"], tags, run_name=name).info.run_id
         spool.save_state(run_id=run_id, experiment_id=experiment, parent_id=parent, ended=False)
         self._log_inputs(run_id, operation["datasets"])

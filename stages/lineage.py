@@ -53,6 +53,7 @@ def lineage(stage: str, inputs: list[Path], root: Path) -> Lineage:
     facts.tags = {
         "pipeline.stage": stage,
         "dvc.stage": os.environ.get("DVC_STAGE", ""),
+        "sweep.trial": os.environ.get("PIPELINE_TRIAL", ""),
         "host": platform.node(),
         "mlflow.user": _user(),
         "mlflow.source.type": "LOCAL",
@@ -79,7 +80,8 @@ def pipeline_run() -> PipelineRun | None:
     key = os.environ.get("PIPELINE_RUN")
     now = f"{datetime.now():%Y-%m-%d %H:%M}"
     if key:
-        return PipelineRun(re.sub(r"[^A-Za-z0-9_.-]", "_", key), f"pipeline {now}")
+        sweep = os.environ.get("PIPELINE_SWEEP")
+        return PipelineRun(re.sub(r"[^A-Za-z0-9_.-]", "_", key), f"sweep {sweep}" if sweep else f"pipeline {now}")
     import psutil
 
     for parent in reversed(psutil.Process().parents()):  # the outermost one

@@ -22,6 +22,8 @@ def is_final(error: Exception) -> bool:
 
 def trouble(error: Exception) -> str:
     """Why the server takes nothing now, as the end of a sentence about it."""
+    if isinstance(error, ImportError):  # of MLflow itself
+        return f"cannot be told ({_first_line(error)})"
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
 

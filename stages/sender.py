@@ -25,6 +25,7 @@ from stages.spool import Journal
 from stages.tracking_store import database, prepare_store, store_folder
 
 SENDERS = "senders"  # a folder beside the store, or in `.pipeline`
+PRINTED = ".log"  # beside the socket: what the process printed
 IDLE = 15.0  # seconds without a stage after which it ends
 START_SECONDS = 60.0  # that Python may take to start, on a busy machine
 # Variables that differ from stage to stage, or that torch sets: nothing that MLflow looks at.
@@ -59,44 +60,59 @@ class Sender:
 
     def _ask(self, folder: str | None) -> dict[str, Any]:
         with self._asking:
-            for _ in range(2):  # it may have been ended since the last time
+            for _ in range(3):  # it may have been killed since the last time, and seem to listen while it dies
                 try:
                     self._stream = self._stream or _connected(self.uri, self.root)
+                except OSError:
+                    break
+                with suppress(OSError):
                     self._stream.write(json.dumps(folder).encode() + b"\n")
                     if line := self._stream.readline():
                         told: dict[str, Any] = json.loads(line)
                         return told
-                except OSError:
-                    pass
                 self._stream = None
-            return {"trouble": "cannot be told: the process that sends to it does not live"}
+            said = _last_words(_address(self.uri, self.root)[0])
+            return {"trouble": f"cannot be told: the process that sends to it does not live{said}"}
 
 
-def _connected(uri: str, root: Path) -> SocketIO:
+def _address(uri: str, root: Path) -> tuple[Path, dict[str, str]]:
+    """The socket of the process that sends to `uri` with this environment, and what that process has of it."""
     environment = {
         name: value
         for name, value in os.environ.items()
         if name not in _OF_A_SHELL and not name.startswith(_OF_ONE_STAGE)
     }
     facts = json.dumps([platform.node(), os.getuid(), sorted(environment.items())])
-    folder = store_folder(uri, root)
-    address = folder / SENDERS / hashlib.sha256(facts.encode()).hexdigest()[:16]
+    return store_folder(uri, root) / SENDERS / hashlib.sha256(facts.encode()).hexdigest()[:16], environment
+
+
+def _connected(uri: str, root: Path) -> SocketIO:
+    address, environment = _address(uri, root)
     address.parent.mkdir(parents=True, exist_ok=True)
     environment["MLFLOW_TRACKING_URI"] = uri
     package = str(Path(__file__).parents[1])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package, environment.get("PYTHONPATH"))))
     command = [sys.executable, "-m", "stages.sender", address.name]
+    printed_to = address.with_suffix(PRINTED)
+    printed_to.touch(0o600)
     for _ in range(2):  # another one may end just now
         if connection := _connection(address):
             return connection
-        with suppress(subprocess.TimeoutExpired):
+        with suppress(subprocess.TimeoutExpired), printed_to.open("a") as printed:
             subprocess.run(  # noqa: S603
-                command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL, start_new_session=True, timeout=START_SECONDS, check=False,
+                command, cwd=address.parents[1], env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                stderr=printed, start_new_session=True, timeout=START_SECONDS, check=False,
             )  # fmt: skip
     if connection := _connection(address):
         return connection
     raise OSError(f"no process sends to MLflow at {address}")
+
+
+def _last_words(address: Path) -> str:
+    with suppress(OSError):
+        if lines := address.with_suffix(PRINTED).read_text(errors="replace").splitlines():
+            return f" (its last words: {lines[-1]})"
+    return ""
 
 
 def _connection(address: Path) -> SocketIO | None:
@@ -151,6 +167,7 @@ def _serve(listener: socket.socket, address: Path, uri: str) -> None:
         at_work[-1].start()
     if _identity(address) == ours:
         address.unlink()
+        address.with_suffix(PRINTED).unlink(missing_ok=True)
     listener.close()
     for thread in at_work:
         thread.join()

@@ -27,7 +27,7 @@ stages:
 
 # A learning rate above 0.05 is a crash, with batches of 32 the training ends only where it is ended. $COUNT is a file
 # with a line for each stage that began; where there are fewer than $TOGETHER, a training waits for more before it ends.
-# MLflow, whose import takes seconds, is told only where it is TRACKED.
+# MLflow, whose import takes seconds, is told only where it is TRACKED; a training that is to be ended finds no server.
 WORK = """
 import csv, json, math, os, pathlib, sys, time
 from ruamel.yaml import YAML
@@ -60,6 +60,8 @@ def train(log):
         log({"validation_loss": loss}, step)
         saved.write_text(str(step))
 
+if own["batch_size"] == 32:
+    os.environ["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:9"
 if os.environ.get("TRACKED"):
     from stages.tracking import stage_run
     with stage_run("pretrain", params={"pretrain": own}, resume_from=saved.parent) as run:

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 from mlflow_tools import REPOSITORY, history, runs
-from processes import eventually, still_works
+from processes import eventually
 
 from stages import sender
 from stages.spool import SPOOLS
@@ -100,8 +100,14 @@ def test_one_that_is_killed_is_followed_by_another_and_everything_arrives_once(s
     assert process.stdout is not None
     process.stdout.readline()
     (first,) = senders(study)
+    address = study / SENDERS / first.cmdline()[-1]
     first.kill()
-    eventually(lambda: not still_works(first.pid))
+    dying = eventually(lambda: sender._listener(address))  # the system closes what it has one by one
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+    with dying.accept()[0]:
+        dying.close()
     assert not ended(process)
     (second,) = senders(study)
     assert second.pid != first.pid
@@ -149,6 +155,17 @@ def test_what_it_says_of_the_server_is_said_by_the_stage(study: Path) -> None:
     command = [sys.executable, "-c", textwrap.dedent(twice), "prepare"]
     done = subprocess.run(command, cwd=study, env=environment, capture_output=True, text=True, check=True)
     assert "warning: MLflow did not take something of prepare: " in done.stderr
+
+
+def test_why_mlflow_itself_does_not_work_is_said_by_the_stage(study: Path) -> None:
+    (study / "broken/mlflow").mkdir(parents=True)
+    (study / "broken/mlflow/__init__.py").write_text("raise ImportError('it is half installed')")
+    path = os.pathsep.join((str(study / "broken"), str(REPOSITORY)))
+    (line,) = ended(stage(study, "prepare", PYTHONPATH=path)).splitlines()
+    assert line.startswith("warning: MLflow at sqlite:")
+    assert "it is half installed" in line
+    assert not ended(stage(study, "tokenize"))
+    assert runs(tracking_uri(study)).keys() == {"prepare", "tokenize"}
 
 
 def test_where_there_are_no_sockets_a_stage_sends_by_itself(study: Path) -> None:

@@ -136,9 +136,10 @@ def test_bad_trials_are_pruned_or_noted_and_the_best_is_told(project: Path, api:
     parent = runs["sweep mixed"].info.run_id
     for trial in trials:
         if trial["state"] != "failed":  # it ends before it opens a run
-            tags = runs[f"trial {trial['trial']}"].data.tags
-            assert tags["mlflow.parentRunId"] == parent
-            assert tags["sweep.state"].startswith(trial["state"])
+            made = runs[f"trial {trial['trial']}"]
+            assert made.data.tags["mlflow.parentRunId"] == parent
+            assert made.data.tags["sweep.state"].startswith(trial["state"])
+            assert made.info.status == {"complete": "FINISHED", "pruned": "KILLED"}[trial["state"]]
     assert runs["sweep"].data.params["best.pretrain.learning_rate"] == best["pretrain.learning_rate"]
 
 
