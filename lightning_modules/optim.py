@@ -5,6 +5,7 @@ For the model of params.yaml on two cores with matrix units a step of fused Adam
 """
 
 from collections.abc import Callable, Iterator
+from inspect import unwrap
 from math import cos, pi, sqrt
 from typing import Any
 
@@ -126,8 +127,18 @@ def _orthogonal(matrix: Tensor) -> Tensor:
     return wide.T if matrix.shape[0] > matrix.shape[1] else wide
 
 
+class _AdamW(torch.optim.AdamW):
+    # Torch's own tells its compiler before each step not to look into it, and loads it for that: 2.5 s.
+    step = torch.no_grad()(unwrap(torch.optim.AdamW.step))
+
+
+for _method in ("add_param_group", "load_state_dict", "state_dict", "zero_grad"):  # these do the same
+    _inner = unwrap(getattr(torch.optim.Optimizer, _method))
+    setattr(_inner, "__dynamo_disable", _inner)
+
+
 def _adamw(groups: list[dict[str, Any]], learning_rate: float) -> torch.optim.AdamW:
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), eps=1e-9, fused=True)
+    return _AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), eps=1e-9, fused=True)
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

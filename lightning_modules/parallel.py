@@ -6,14 +6,13 @@ each layer's work on the same batch, and nodes are sharded over each other. Chec
 whole, in one file, the same as those of one process: any number of devices, by any strategy, can go on from them.
 """
 
+import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from lightning_modules.errors import PipelineError
@@ -23,6 +22,9 @@ from lightning_modules.tensor_parallel import group_of, require_divisible, split
 from lightning_modules.transformer.config import TransformerConfig
 from lightning_modules.transformer.heads import Classifier, SpanReader
 from lightning_modules.transformer.layers import Block
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 SHARDED = ("fsdp", "tensor_parallel")
 
@@ -45,6 +47,8 @@ class Sharded(pl.strategies.ModelParallelStrategy):
 
     def parallelise(self, model: Model, bf16: bool) -> None:
         """Shards or splits a model, the same on every rank, in place. A second call does nothing."""
+        from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
         if isinstance(model, FSDPModule) or group_of(model) is not None:
             return
         if self.split:
@@ -163,7 +167,7 @@ def clip_gradient(model: nn.Module, longest: float) -> Tensor:
 def _norm(parameters: list[nn.Parameter]) -> Tensor:
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return norm.full_tensor() if _is_sharded(norm) else norm
 
 
 def whole_state(model: nn.Module) -> dict[str, Tensor]:
@@ -189,7 +193,12 @@ def own_shares(model: nn.Module, whole: Mapping[str, Tensor]) -> dict[str, Tenso
 def local_part(tensor: Tensor) -> Tensor:
     """What of a tensor lies on this device: memory that it shares, for operations that know no sharded tensors."""
     tensor = tensor.detach()
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if _is_sharded(tensor) else tensor
+
+
+def _is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
+    module = sys.modules.get("torch.distributed.tensor")  # 1.5 s, which who has no such tensor does not wait for
+    return module is not None and isinstance(tensor, module.DTensor)
 
 
 class _Layout:
@@ -198,14 +207,16 @@ class _Layout:
     def __init__(self, model: nn.Module) -> None:
         self.tensors, self.group = model.state_dict(), group_of(model)
         self.splits = {} if self.group is None else splits(model)
-        self.shared = self.group is not None or any(isinstance(t, DTensor) for t in self.tensors.values())
+        self.shared = self.group is not None or any(map(_is_sharded, self.tensors.values()))
 
     def whole(self, name: str, share: Any) -> Any:
         """The whole of what is like the tensor `name`, on CPU on rank 0; single numbers as they are."""
         if not isinstance(share, Tensor) or not share.ndim:
             return share
         tensor, like = share.detach(), self.tensors[name]
-        if isinstance(like, DTensor):
+        if _is_sharded(like):
+            from torch.distributed.tensor import DTensor
+
             if not isinstance(tensor, DTensor):
                 tensor = DTensor.from_local(
                     tensor, like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
@@ -222,7 +233,9 @@ class _Layout:
         if self.group is not None and name in self.splits:
             whole = self.splits[name].share(whole, dist.get_rank(self.group), dist.get_world_size(self.group))
         like = self.tensors[name]
-        if isinstance(like, DTensor):
+        if _is_sharded(like):
+            from torch.distributed.tensor import distribute_tensor
+
             return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
         return whole
 

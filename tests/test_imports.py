@@ -8,6 +8,7 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
+from stage_runs import environment_of, workspace
 
 from lightning_modules.lightning import UNUSED
 
@@ -110,6 +111,35 @@ def test_importing_all_that_learns_loads_no_orchestrator_and_no_data_library() -
 
 def test_libraries_kept_from_lightning_are_there_for_others() -> None:
     assert loaded_after("lightning_modules.lightning", "scipy.signal", "matplotlib.pyplot", "transformers") >= UNUSED
+
+
+def test_a_training_that_compiles_nothing_loads_no_compiler_and_one_that_does_is_known(tmp_path: Path) -> None:
+    folder = workspace(tmp_path / "work", pretrain={"steps": 6, "warmup_steps": 2, "validate_every": 3})
+    code = dedent("""
+        import runpy, sys
+        sys.argv = ["stages.pretrain"]
+        runpy.run_module("stages.pretrain", run_name="__main__")
+        import torch
+        from lightning_modules.optim import OPTIMIZERS
+        for make in OPTIMIZERS.values():
+            model = torch.nn.Linear(3, 3)
+            optimizer = make(model, 0.1, 0.1)
+            optimizer.zero_grad()
+            model(torch.ones(3)).sum().backward()
+            optimizer.step()
+            optimizer.load_state_dict(optimizer.state_dict())
+        loaded = {"torch._dynamo", "torch._inductor", "torch.distributed.tensor", "sympy"} & set(sys.modules)
+        assert not loaded, loaded
+        from lightning_fabric.wrappers import _unwrap_compiled
+        assert _unwrap_compiled(model) == (model, None)
+        compiled = torch.compile(model, backend="eager")
+        assert _unwrap_compiled(compiled)[0] is model
+        torch.testing.assert_close(compiled(torch.ones(3)), model(torch.ones(3)))
+    """)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=environment_of({}), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_stages_that_need_no_torch_load_nothing_heavy() -> None:
