@@ -142,6 +142,27 @@ def test_a_training_that_compiles_nothing_loads_no_compiler_and_one_that_does_is
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("program", ["stages.params", "flows.status"])
+def test_a_program_has_the_collector_look_rarely_and_not_at_its_end_and_a_library_leaves_it_alone(
+    program: str, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit, gc\n"
+        "usual = gc.get_threshold()\n"
+        "atexit.register(lambda: print(gc.get_freeze_count() > 0, gc.get_threshold()[0] > usual[0]))\n"
+    )
+    path = os.pathsep.join((str(tmp_path), str(REPOSITORY)))
+    for command, wanted in (["-m", program, "--help"], "True True"), (["-c", f"import {program}"], "False False"):
+        done = subprocess.run(
+            [sys.executable, *command],
+            env=os.environ | {"PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.splitlines()[-1] == wanted
+
+
 def test_stages_that_need_no_torch_load_nothing_heavy() -> None:
     names = sorted(set(module_names("stages")) - NEED_TORCH)
     assert {"stages.prepare", "stages.tokenizer", "stages.tokenize", "stages.evaluate", "stages.tracking"} <= set(names)
