@@ -23,6 +23,7 @@ from stages.parallel import count, ordered_results
 from stages.tasks import PRETRAINING, PRETRAINING_FIELDS, TASKS
 
 First = npt.NDArray[np.uint32]  # (G,): for each n-gram the first row that has it, from 1; 0: none has it
+WORTH = 1 << 24  # bytes of parquet that a further worker is for: some 3 s of work
 _CHARACTERS = 2_000_000  # hashed at a time: some 200 MB
 
 
@@ -61,7 +62,9 @@ def first_rows(grams_G: Hashes, prepared: Path, sources: Sequence[str], ngram: i
         np.save(index, grams_G)
         jobs = [(source, job) for source in sources for job in look_ups(source, prepared, index, ngram)]
         with progress(name="leakage", unit="text") as bar:
-            results = ordered_results(_look_up, [job for _, job in jobs], max(1, min(workers, len(jobs))), bar)
+            size = sum(file.stat().st_size for file in {job.file for _, job in jobs})
+            workers = max(1, min(workers, len(jobs), 1 + size // WORTH))
+            results = ordered_results(_look_up, [job for _, job in jobs], workers, bar)
             for (source, _), (places, rows) in zip(jobs, results, strict=True):
                 new = first_G[source][places] == 0
                 first_G[source][places[new]] = rows[new] + 1

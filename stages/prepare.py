@@ -2,8 +2,8 @@
 
 In this order: each raw file cleaned (`stages.cleaning`); exact duplicates dropped; split by the hash of the group;
 pre-training texts selected (`stages.selection`: near-duplicates, texts that hold test records, weights). Records that
-cannot be read go to data/prepared/quarantine.jsonl, samples of what was dropped to reports/dropped.jsonl. One process a
-core, one raw file a job; each process takes up to 0.4 GB, however much the data.
+cannot be read go to data/prepared/quarantine.jsonl, samples of what was dropped to reports/dropped.jsonl. Up to one
+process a core, one raw file a job; each process takes up to 0.4 GB, however much the data.
 """
 
 import argparse
@@ -33,6 +33,7 @@ from stages.tasks import PRETRAINING
 from stages.text import FILTERS
 
 Report = dict[str, dict[str, dict[str, int | dict[str, int]]]]  # purpose → source → counts
+WORTH = 1 << 22  # bytes of raw files that a further worker is for: what takes as long as its start, and longer
 DROPPED = "dropped.jsonl"  # beside the report
 
 
@@ -56,6 +57,7 @@ def prepare(params: Params, raw: Path, prepared: Path, report_file: Path, worker
         require_known_sources(params)
     with whole_directory(prepared) as folder:
         jobs = list(_file_jobs(params, raw, folder / "runs"))
+        workers = min(workers, 1 + sum(path.stat().st_size for job in jobs for path in job.files) // WORTH)
         bar: tqdm[Any]
         with progress(name="prepare", unit="record") as bar:
             counts = list(ordered_results(clean_file, jobs, min(workers, len(jobs)), bar))

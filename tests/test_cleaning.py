@@ -55,7 +55,8 @@ def write_all(root: Path) -> None:
     write_jsonl(root / "raw/pairs/a.jsonl", rows)
 
 
-def test_all_filters_account_for_every_record(tmp_path: Path) -> None:
+def test_all_filters_account_for_every_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.prepare.WORTH", 1)  # so that little text has workers, too
     write_all(tmp_path)
     data = {"pretraining": [TABLE, BOOKS], "translation": [PAIRS]}
     found = []

@@ -191,7 +191,8 @@ def test_the_shares_are_about_what_is_asked_and_one_does_not_move_the_other() ->
     assert [split == "test" for split in splits] == [split == "test" for split in larger]
 
 
-def test_the_same_bytes_whatever_the_workers_and_the_hash_seed(tmp_path: Path) -> None:
+def test_the_same_bytes_whatever_the_workers_and_the_hash_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.prepare.WORTH", 1)  # so that little text has workers, too
     for name in ("a", "b", "c"):
         write_jsonl(tmp_path / f"raw/mine/{name}.jsonl", [{"body": f"{name} {letters(n % 500)}"} for n in range(900)])
     found = []
@@ -236,7 +237,10 @@ def test_sorted_runs_merge_as_one_would(tmp_path: Path, monkeypatch: pytest.Monk
         ([{"body": "one text"}], r"none of its 1 records falls in the \w+ split: add data"),
     ],
 )
-def test_nothing_usable_is_an_error_and_leaves_what_was_there(tmp_path: Path, rows: list[Any], message: str) -> None:
+def test_nothing_usable_is_an_error_and_leaves_what_was_there(
+    tmp_path: Path, rows: list[Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.prepare.WORTH", 1)
     write_jsonl(tmp_path / "raw/mine/a.jsonl", [{"body": f"text {letters(n)}"} for n in range(30)])
     run(tmp_path, {"pretraining": [TABLE]})
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.parquet")}
