@@ -11,6 +11,7 @@ compile nothing. Whoever does compile loads it by that (`python -m benchmarks.re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError
 from types import ModuleType
@@ -61,10 +62,9 @@ class _CompilerNotLoaded(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # what the import of a module looks at
             raise AttributeError(name)
-        del sys.modules[COMPILER]
-        import torch._dynamo
-
-        return getattr(torch._dynamo, name)
+        if sys.modules[COMPILER] is self:
+            del sys.modules[COMPILER]
+        return getattr(import_module(COMPILER), name)
 
 
 @contextmanager
