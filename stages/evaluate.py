@@ -2,66 +2,30 @@
 
 Reads data/prepared/TASK (test.parquet; train.parquet for some baselines) and both models; writes reports/tasks/TASK:
 metrics.json with 95 % intervals and paired tests, analysis.json (what one score hides: stages/analysis.py),
-predictions.jsonl, curve.csv, attention.svg.
-Decoding takes the time: about 400 short texts a second on one core at demo size; likelihoods a fifth of it.
+predictions.jsonl, curve.csv, attention.svg. What it costs is what the models take to answer (`stages.answers`).
 """
 
 import argparse
 import csv
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_modules.allocator import keep_memory
 from lightning_modules.errors import PipelineError
-from stages.baselines import baseline
-from stages.console import progress, run_stage, stage_parser
+from stages.answers import Answers, Texts, answers_of, engine_of, texts_of
+from stages.console import run_stage, stage_parser
 from stages.outputs import whole_directory
 from stages.params import Params, load_params
-from stages.report_table import unknown_words
 from stages.splits import read_split
-from stages.tasks import TASKS, Record, Task
+from stages.tasks import TASKS
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    from lightning_modules.interop.ctranslate2_engine import CTranslate2Engine
     from lightning_modules.text_to_text import TextToText
-    from stages.metrics import Reference
 
 MAP_TOKENS = 40  # most tokens on a side of the attention map
 SYSTEMS = {"pretrained": "", "scratch": "-scratch"}  # name of a system → ending of its model's folder
 Json = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Texts:
-    """The test records as a task's models see them."""
-
-    ids: list[str]
-    sources: list[str]
-    targets: list[str]
-    references: "list[Reference]"  # the target, or all texts that count as right
-    starts: list[str]  # the answer's first character in its context; "" where the data does not say
-    baseline: list[str]
-    baseline_name: str
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What a model wrote, how probable it found that, and how probable the references (nats, tokens, bytes).
-
-    None where a model gives no probabilities of the kind.
-    """
-
-    texts: list[str]
-    probabilities: list[float] | None
-    likelihood_N3: "npt.NDArray[np.float64] | None"
-    cut: int = 0  # sources longer than the model reads
-    unknown: float = 0.0  # share of the targets' tokens that stand for what the tokenizer does not know
 
 
 def evaluate(params: Params, task: str) -> None:
@@ -77,7 +41,7 @@ def evaluate(params: Params, task: str) -> None:
     keep_memory()
     about = TASKS[task]
     prepared = Path("data/prepared") / task
-    texts = _texts(about, read_split(prepared, "test", params.evaluate.max_records), prepared / "train.parquet")
+    texts = texts_of(about, read_split(prepared, "test", params.evaluate.max_records), prepared / "train.parquet")
     folders = {system: Path("models") / f"{task}{ending}" for system, ending in SYSTEMS.items()}
     settings = {"seed": params.seed, "evaluate": params.evaluate.model_dump(), "records": len(texts.ids)}
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -86,8 +50,8 @@ def evaluate(params: Params, task: str) -> None:
         found: dict[str, Answers] = {}
         for system, folder in folders.items():
             answering = TextToText.load(folder, device)
-            engine = _engine(params, answering, folder)
-            found[system] = _answers(answering, engine, about, texts, f"{task} {system}")
+            engine = engine_of(params, answering, folder)
+            found[system] = answers_of(answering, engine, about, texts, f"{task} {system}")
             if system == "pretrained":
                 picture = _attention(answering, texts.sources)
         chance = params.evaluate.bootstrap_samples, params.seed
@@ -104,64 +68,6 @@ def evaluate(params: Params, task: str) -> None:
         run.log_metrics(_numbers(summary, details))
         for name in ("metrics.json", "analysis.json", "predictions.jsonl", "attention.svg"):
             run.log_artifact(Path("reports/tasks") / task / name)
-
-
-def _texts(about: Task, records: Sequence[Record], train: Path) -> Texts:
-    name, answers = baseline(about, records, train)
-    return Texts(
-        ids=[record["id"] for record in records],
-        sources=list(map(about.source_text, records)),
-        targets=list(map(about.target_text, records)),
-        references=list(map(about.references, records)),
-        starts=[record.get("answer_start") or "" for record in records],
-        baseline=answers,
-        baseline_name=name,
-    )
-
-
-def _engine(params: Params, answering: "TextToText", folder: Path) -> "CTranslate2Engine | None":
-    """What writes the texts instead of the model itself, where params.yaml says so; what does not write needs none."""
-    from lightning_modules.transformer.model import Decoder, EncoderDecoder
-
-    if params.evaluate.engine == "pytorch" or not isinstance(answering.model, Decoder | EncoderDecoder):
-        return None
-    from lightning_modules.interop.ctranslate2_engine import CTranslate2Engine
-
-    return CTranslate2Engine(folder)
-
-
-def _answers(
-    answering: "TextToText", engine: "CTranslate2Engine | None", about: Task, texts: Texts, name: str
-) -> Answers:
-    import numpy as np
-
-    from lightning_modules.answer_scores import confident_answers, target_likelihoods, written_probabilities
-    from lightning_modules.transformer.heads import SpanReader
-    from lightning_modules.transformer.model import Decoder, EncoderDecoder
-
-    probabilities, likelihood_N3, unknown = None, None, 0.0
-    if not isinstance(answering.model, SpanReader):  # which reads long sources in windows
-        answering.source_ids(texts.sources)
-    cut = answering.cut
-    if cut:
-        print(f"{name}: {cut} of {len(texts.sources)} sources are longer than the model reads, and are cut", flush=True)
-    with progress(total=len(texts.sources), name=name, unit="text") as bar:
-        if engine is not None:
-            answers = engine.generate(texts.sources, done=bar.update)
-            if about.kind != "text":
-                probabilities = written_probabilities(answering, texts.sources, answers)
-        elif about.kind == "text":
-            answers = answering.generate(texts.sources, done=bar.update)
-        else:
-            sure = confident_answers(answering, texts.sources, bar.update)
-            answers, probabilities = [answer for answer, _ in sure], [probability for _, probability in sure]
-    if isinstance(answering.model, Decoder | EncoderDecoder):
-        found = target_likelihoods(answering, texts.sources, texts.targets)
-        likelihood_N3 = np.stack([found.nats_N, found.tokens_N, found.bytes_N], axis=1)
-        unknown = float(found.unknown_N.sum() / found.tokens_N.sum())
-        if unknown:
-            print(f"{name}: {unknown_words(unknown)}", flush=True)
-    return Answers(answers, probabilities, likelihood_N3, cut, unknown)
 
 
 def summarise(task: str, texts: Texts, found: dict[str, Answers], samples: int, seed: int) -> Json:

@@ -19,9 +19,10 @@ from ruamel.yaml import YAML
 
 from lightning_modules.errors import PipelineError
 from lightning_modules.flops import parameters
+from stages.answers import Answers, Texts
 from stages.estimate_devices import CPU_SHARE
 from stages.estimate_trainings import trainings
-from stages.evaluate import Answers, Texts, analyse, summarise, write_predictions
+from stages.evaluate import analyse, summarise, write_predictions
 from stages.lineage import remember_latest
 from stages.model_card import model_card
 from stages.params import load_params
