@@ -22,7 +22,7 @@ from stages.hub import write_hub
 from stages.outputs import whole_directory
 from stages.params import load_params
 from stages.params_data import HubSource, LocalSource, Sources, WheelSource
-from stages.sources import COMPRESSIONS, TABLE_FORMATS, TEXT_FORMATS, files_in, format_of
+from stages.raw_files import COMPRESSIONS, TABLE_FORMATS, TEXT_FORMATS, files_in, format_of
 
 Source = WheelSource | HubSource | LocalSource
 _LOCAL_FORMATS = (*TEXT_FORMATS, *TABLE_FORMATS, ".whl")

@@ -25,18 +25,8 @@ from stages.params_data import (
     Table,
     TextFiles,
 )
-from stages.sources import (
-    TABLE_FORMATS,
-    TEXT_FORMATS,
-    Bad,
-    Row,
-    files_in,
-    read_lines,
-    read_parts,
-    read_rows,
-    unusable,
-    value_at,
-)
+from stages.raw_files import TABLE_FORMATS, TEXT_FORMATS, files_in, read_lines, read_parts
+from stages.sources import Bad, Row, read_rows, unusable, value_at
 from stages.splits import digest
 from stages.squad import squad_rows
 from stages.tasks import TASKS

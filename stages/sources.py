@@ -1,13 +1,12 @@
-"""Raw files, opened: lines of bytes, rows of tables, whatever the format and compression.
+"""Records of raw tables: the rows of jsonl, json, csv, tsv and parquet files, and the values in them.
 
-Formats: txt, jsonl, json, csv, tsv, parquet, each also .gz or .zst. Everything is read as a stream: a record is held
-in memory, of parquet a page a column (compressed parquet is unpacked on the disk first). A record that cannot be read
-comes out as `Bad`, with its line and the reason; a file that cannot be read raises PipelineError.
+Everything is read as a stream (`stages.raw_files`): a record is held in memory, of parquet a page a column (compressed
+parquet is unpacked on the disk first). A record that cannot be read comes out as `Bad`, with its line and the reason; a
+file that cannot be read raises PipelineError.
 """
 
 import codecs
 import csv
-import io
 import json
 import shutil
 from collections import deque
@@ -16,19 +15,16 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lightning_modules.errors import PipelineError
 from stages.json_list import json_list
+from stages.raw_files import CHUNK, COMPRESSIONS, format_of, open_raw, read_lines, read_parts
 
-TEXT_FORMATS = (".txt",)
-TABLE_FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _BATCH = 64  # parquet rows decoded at a time
-_CHUNK = 1 << 20  # bytes read at a time
 _LONGEST_CELL = 1 << 24  # characters: what a quotation mark that is never closed takes is held, and read again
 _UNCLOSED = ": a quotation mark that opens here is not closed; the next line is read as a row"
 
@@ -45,69 +41,6 @@ class Bad(NamedTuple):
 
     line: int
     reason: str
-
-
-def format_of(path: Path) -> str:
-    """`.jsonl` for `a.jsonl` and `a.jsonl.zst`."""
-    name = path.name.lower()
-    for suffix in COMPRESSIONS:
-        name = name.removesuffix(suffix)
-    return Path(name).suffix
-
-
-def files_in(folder: Path, formats: Sequence[str]) -> list[Path]:
-    """The files of these formats in `folder` and below, hidden ones apart, in the order of their names.
-
-    Raises PipelineError where there is none.
-    """
-    present = [path for path in sorted(folder.rglob("*")) if path.is_file() and not _hidden(path, folder)]
-    files = [path for path in present if format_of(path) in formats]
-    if not files:
-        what = f"holds no {', '.join(formats)} file" if folder.is_dir() else "is not there: run the fetch stage first"
-        there = f" (it holds {present[0].name}{', …' if len(present) > 1 else ''})" if present else ""
-        raise PipelineError(f"{folder} {what}{there}")
-    return files
-
-
-def _hidden(path: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)
-
-
-def open_raw(path: Path) -> BinaryIO:
-    """Opens a file for reading bytes, decompressing .gz and .zst (also of several members, one after the other)."""
-    compression = COMPRESSIONS.get(path.suffix.lower())
-    try:
-        stream = pa.input_stream(str(path), compression=compression)
-    except OSError as error:
-        raise PipelineError(f"{path} cannot be opened: {error}") from None
-    return cast(BinaryIO, io.BufferedReader(stream, _CHUNK))
-
-
-def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(line number, line without its end and without a byte-order mark). Raises PipelineError on a damaged file."""
-    for number, line in read_parts(path, -1):
-        yield number, line.rstrip(b"\r\n")
-
-
-def read_parts(path: Path, most: int) -> Iterator[tuple[int, bytes]]:
-    """(line number, line with its end), a line of more than `most` bytes in parts. Raises as `read_lines` does."""
-    number, ended = 0, True
-    try:
-        with open_raw(path) as stream:
-            while part := stream.readline(most):
-                if number == 0:
-                    part = _without_mark(path, part)
-                number += ended
-                ended = part.endswith(b"\n")
-                yield number, part
-    except OSError as error:  # truncated or damaged compressed data, or a failing disk
-        raise PipelineError(f"{path} cannot be read to its end ({error}): bring the file in again") from None
-
-
-def _without_mark(path: Path, start: bytes) -> bytes:
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise PipelineError(f"{path} is UTF-16: convert it with iconv -f UTF-16 -t UTF-8")
-    return start.removeprefix(b"\xef\xbb\xbf")
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> Iterator[Row | Bad]:
@@ -179,7 +112,7 @@ def _json_rows(path: Path) -> Iterator[Row | Bad]:
 
 def _decoded(path: Path) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")()
-    for _, part in read_parts(path, _CHUNK):
+    for _, part in read_parts(path, CHUNK):
         yield decoder.decode(part)
     yield decoder.decode(b"", final=True)
 
@@ -253,7 +186,7 @@ def _delimited(lines: Iterator[str], kind: str) -> Iterator[list[str]]:
 def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[Row | Bad]:
     try:
         # Without read-ahead, which would hold a row group: files of one group of gigabytes exist.
-        with _unpacked(path) as plain, pq.ParquetFile(plain, pre_buffer=False, buffer_size=_CHUNK) as file:
+        with _unpacked(path) as plain, pq.ParquetFile(plain, pre_buffer=False, buffer_size=CHUNK) as file:
             present = file.schema_arrow.names
             _require(path, present, columns)
             wanted = [name if name in present else name.split(".")[0] for name in columns]
@@ -274,7 +207,7 @@ def _unpacked(path: Path) -> Iterator[Path]:
         return
     with NamedTemporaryFile(suffix=".parquet") as file:
         with open_raw(path) as stream:
-            shutil.copyfileobj(stream, file, _CHUNK)
+            shutil.copyfileobj(stream, file, CHUNK)
         file.flush()
         yield Path(file.name)
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning_modules.errors import PipelineError
-from stages.sources import Bad, Row, format_of, read_json, read_rows, unusable
+from stages.raw_files import format_of
+from stages.sources import Bad, Row, read_json, read_rows, unusable
 from stages.splits import digest
 from stages.text import normalise
 

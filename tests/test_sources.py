@@ -12,7 +12,8 @@ import pytest
 import zstandard
 
 from lightning_modules.errors import PipelineError
-from stages.sources import Bad, Row, files_in, format_of, read_lines, read_rows, unusable, value_at
+from stages.raw_files import files_in, format_of, read_lines
+from stages.sources import Bad, Row, read_rows, unusable, value_at
 
 ROWS = [{"body": "first, line", "lang": "en"}, {"body": 'zwei "Wörter"', "lang": "de"}]
 

@@ -1,0 +1,82 @@
+"""Raw files, opened: which there are of a format, and their bytes line by line, unpacked where they are packed.
+
+Formats: txt, jsonl, json, csv, tsv, parquet, each also .gz or .zst. Everything is read as a stream. A file that cannot
+be read raises PipelineError.
+"""
+
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import pyarrow as pa
+
+from lightning_modules.errors import PipelineError
+
+TEXT_FORMATS = (".txt",)
+TABLE_FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+CHUNK = 1 << 20  # bytes read at a time
+
+
+def format_of(path: Path) -> str:
+    """`.jsonl` for `a.jsonl` and `a.jsonl.zst`."""
+    name = path.name.lower()
+    for suffix in COMPRESSIONS:
+        name = name.removesuffix(suffix)
+    return Path(name).suffix
+
+
+def files_in(folder: Path, formats: Sequence[str]) -> list[Path]:
+    """The files of these formats in `folder` and below, hidden ones apart, in the order of their names.
+
+    Raises PipelineError where there is none.
+    """
+    present = [path for path in sorted(folder.rglob("*")) if path.is_file() and not _hidden(path, folder)]
+    files = [path for path in present if format_of(path) in formats]
+    if not files:
+        what = f"holds no {', '.join(formats)} file" if folder.is_dir() else "is not there: run the fetch stage first"
+        there = f" (it holds {present[0].name}{', …' if len(present) > 1 else ''})" if present else ""
+        raise PipelineError(f"{folder} {what}{there}")
+    return files
+
+
+def _hidden(path: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+
+def open_raw(path: Path) -> BinaryIO:
+    """Opens a file for reading bytes, decompressing .gz and .zst (also of several members, one after the other)."""
+    compression = COMPRESSIONS.get(path.suffix.lower())
+    try:
+        stream = pa.input_stream(str(path), compression=compression)
+    except OSError as error:
+        raise PipelineError(f"{path} cannot be opened: {error}") from None
+    return cast(BinaryIO, io.BufferedReader(stream, CHUNK))
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(line number, line without its end and without a byte-order mark). Raises PipelineError on a damaged file."""
+    for number, line in read_parts(path, -1):
+        yield number, line.rstrip(b"\r\n")
+
+
+def read_parts(path: Path, most: int) -> Iterator[tuple[int, bytes]]:
+    """(line number, line with its end), a line of more than `most` bytes in parts. Raises as `read_lines` does."""
+    number, ended = 0, True
+    try:
+        with open_raw(path) as stream:
+            while part := stream.readline(most):
+                if number == 0:
+                    part = _without_mark(path, part)
+                number += ended
+                ended = part.endswith(b"\n")
+                yield number, part
+    except OSError as error:  # truncated or damaged compressed data, or a failing disk
+        raise PipelineError(f"{path} cannot be read to its end ({error}): bring the file in again") from None
+
+
+def _without_mark(path: Path, start: bytes) -> bytes:
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise PipelineError(f"{path} is UTF-16: convert it with iconv -f UTF-16 -t UTF-8")
+    return start.removeprefix(b"\xef\xbb\xbf")
