@@ -13,6 +13,7 @@ from typing import Any
 
 from flows.graph import read_plan
 from flows.workspace import workspace
+from stages.dvc_lock import locked_stages
 from stages.params import load_params
 from stages.params_data import HubSource
 
@@ -78,12 +79,10 @@ def _newest(root: Path, name: str, source: HubSource) -> tuple[str | None, str |
 
 def _fetched(root: Path, name: str) -> str | None:
     """The revision that dvc.lock says was fetched last."""
-    from ruamel.yaml import YAML
-
     try:
-        stages = YAML(typ="safe").load((root / "dvc.lock").read_text(encoding="utf-8"))["stages"]
-        return str(stages[f"fetch@{name}"]["params"]["params.yaml"][f"sources.remote.{name}"]["revision"])
-    except (OSError, KeyError, TypeError):
+        fetched = locked_stages(root)[f"fetch@{name}"]
+        return str(fetched["params"]["params.yaml"][f"sources.remote.{name}"]["revision"])
+    except (KeyError, TypeError):
         return None
 
 

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from flows.run_stage import Outcome, StageRunner
 from flows.sweep_definition import Sweep
@@ -28,6 +27,7 @@ from flows.sweep_workspace import (
     take_copy,
 )
 from lightning_modules.errors import PipelineError
+from stages.dvc_lock import locked_stages
 from stages.spool import SPOOLS
 
 LOOK_SECONDS = 0.5  # between two looks at the validations
@@ -219,10 +219,8 @@ def read_curve(folder: Path, sweep: Sweep) -> Points:
 
     Raises PipelineError where there is none, it does not have the metric, or a value is not finite.
     """
-    from ruamel.yaml import YAML
-
-    locked: dict[str, Any] = YAML(typ="safe").load((folder / "dvc.lock").read_text(encoding="utf-8"))["stages"]
-    curves = [folder / out["path"] / "curve.csv" for out in locked[sweep.stage].get("outs", [])]
+    outs = locked_stages(folder).get(sweep.stage, {}).get("outs", [])
+    curves = [folder / out["path"] / "curve.csv" for out in outs]
     curve = next(filter(Path.is_file, curves), None)
     if curve is None:
         raise PipelineError(f"{sweep.stage} leaves no curve.csv: a sweep needs a stage that trains")

@@ -14,8 +14,9 @@ import subprocess
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit, urlunsplit
+
+from stages.dvc_lock import locked_stages
 
 LATEST = Path(".pipeline/latest")  # STAGE.json: the run that made what the stage's outputs are now
 _PREFECT_KEY = "prefect-"
@@ -148,14 +149,8 @@ def current_runs(root: Path) -> dict[str, MadeBy]:
 
     A run is named only if it read what `dvc.lock` says the stage read: after a `dvc checkout` of other data it did not.
     """
-    from ruamel.yaml import YAML
-
-    try:
-        locked: dict[str, Any] = YAML(typ="safe").load((root / "dvc.lock").read_text())["stages"]
-    except (OSError, KeyError, TypeError):
-        return {}
     runs: dict[str, MadeBy] = {}
-    for stage, lock in locked.items():
+    for stage, lock in locked_stages(root).items():
         latest = root / LATEST / f"{stage}.json"
         if not latest.exists():
             continue

@@ -16,6 +16,7 @@ from typing import Any
 
 from lightning_modules.errors import PipelineError
 from stages.console import progress, run_stage, stage_parser
+from stages.dvc_lock import locked_stages
 from stages.election import elect
 from stages.lineage import LATEST, git_facts
 from stages.outputs import whole_file
@@ -196,12 +197,7 @@ def _digest(folder: Path) -> str:
 
 def _locked_hashes(root: Path) -> dict[str, str]:
     """DVC's MD5 of every path that dvc.lock knows."""
-    from ruamel.yaml import YAML
-
-    try:
-        stages = YAML(typ="safe").load((root / "dvc.lock").read_text())["stages"].values()
-    except (OSError, KeyError, TypeError):
-        return {}
+    stages = locked_stages(root).values()
     return {entry["path"]: entry.get("md5", "") for s in stages for entry in [*s.get("deps", []), *s.get("outs", [])]}
 
 

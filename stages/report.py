@@ -17,6 +17,7 @@ from typing import Any
 
 from lightning_modules.errors import PipelineError
 from stages.console import run_stage, stage_parser
+from stages.dvc_lock import locked_stages
 from stages.model_card import model_card
 from stages.outputs import whole_directory, whole_file
 from stages.params import Params, load_params
@@ -113,8 +114,6 @@ def _numbers(pretrained: Interval, scratch: Interval, difference: Interval) -> d
 
 def _lineage(root: Path, params: Params, training: dict[str, Json]) -> list[tuple[str, str]]:
     """What the numbers were made from and on, and what that cost. Knows no path outside the repository."""
-    from ruamel.yaml import YAML
-
     from stages.lineage import git_facts
 
     git = git_facts(root)
@@ -123,11 +122,7 @@ def _lineage(root: Path, params: Params, training: dict[str, Json]) -> list[tupl
     for name in ("params.yaml", "data/tokenizer/tokenizer.json"):
         if (root / name).exists():
             facts.append((f"{name} (SHA-256)", hashlib.sha256((root / name).read_bytes()).hexdigest()))
-    try:
-        stages = YAML(typ="safe").load((root / "dvc.lock").read_text())["stages"]
-    except (OSError, KeyError, TypeError):
-        stages = {}
-    for name, stage in stages.items():
+    for name, stage in locked_stages(root).items():
         outputs = [output for output in stage.get("outs", []) if not output["path"].startswith(str(REPORTS))]
         if _is_of(params, name):
             facts += [(f"{output['path']} (MD5 in DVC)", output.get("md5", "")) for output in outputs]

@@ -12,8 +12,8 @@ STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 DECIDES_NOTHING = {
     f"stages/{name}.py"
     for name in (
-        *("__init__", "console", "delivery", "lineage", "outputs", "params", "params_data", "params_file"),
-        *("params_schema", "ranks", "sender", "session", "spool", "tracking", "tracking_store"),
+        *("__init__", "console", "delivery", "dvc_lock", "lineage", "outputs", "params", "params_data"),
+        *("params_file", "params_schema", "ranks", "sender", "session", "spool", "tracking", "tracking_store"),
     )
 } | {"lightning_modules/__init__.py", "lightning_modules/errors.py"}
 

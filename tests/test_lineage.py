@@ -1,14 +1,46 @@
 """Facts of a run, from real git and DVC repositories."""
 
+import json
+import os
 import textwrap
+import threading
+import time
 from pathlib import Path
 
 import pytest
 from mlflow_tools import runs, shell
 
+from stages.dvc_lock import locked_stages
 from stages.lineage import without_credentials
 from stages.tracking import stage_run
 from stages.tracking_store import tracking_uri
+
+
+def test_a_lock_file_is_read_whole_while_it_is_written(tmp_path: Path) -> None:
+    assert locked_stages(tmp_path) == {}
+    stages = {f"stage{number}": {"cmd": "python -c pass", "deps": [{"path": "a"}]} for number in range(3)}
+    text = "schema: '2.0'\nstages:\n" + "".join(f"  {name}: {json.dumps(one)}\n" for name, one in stages.items())
+    first, second = text.index("stage1") + 20, text.index("  stage2")  # in the middle of a value, and at a line's end
+    path = tmp_path / "dvc.lock"
+    path.write_text(text)
+
+    def write() -> None:
+        for _ in range(5):
+            with path.open("w", buffering=1) as file:
+                for part in (text[:first], text[first:second], text[second:]):
+                    file.write(part)
+                    file.flush()
+                    time.sleep(0.03)
+            time.sleep(0.3)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    while writer.is_alive():
+        assert locked_stages(tmp_path) == stages
+    writer.join()
+    path.write_text("[")
+    os.utime(path, (1, 1))
+    assert locked_stages(tmp_path) == {}, "not what DVC writes"
 
 
 def test_hashes_of_dependencies_and_links_to_the_runs_that_made_them(study: Path) -> None:
