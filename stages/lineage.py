@@ -11,12 +11,14 @@ import os
 import platform
 import re
 import subprocess
+import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
-from stages.dvc_lock import locked_stages
+from stages.dvc_lock import PAUSE, locked_stages
 
 LATEST = Path(".pipeline/latest")  # STAGE.json: the run that made what the stage's outputs are now
 _PREFECT_KEY = "prefect-"
@@ -110,20 +112,30 @@ def git_facts(root: Path) -> dict[str, str]:
 
 def dvc_dependencies(stage: str, inputs: list[Path], root: Path) -> dict[str, str]:
     """DVC's hash of every dependency of `stage`, and of `inputs` where DVC does not know the stage."""
-    try:
-        from dvc.repo import Repo
-
-        with Repo(str(root)) as repo:
-            known = repo.stage.get_target(os.environ.get("DVC_STAGE") or stage)
-            dependencies = [dependency for dependency in known.deps if hasattr(dependency, "get_hash")]
-            hashes = {d.def_path: d.get_hash().value for d in dependencies if not hasattr(d, "params") and d.exists}
-    except Exception:  # no DVC repository, a stage it does not know: the run is as good without these facts
-        hashes = {}
+    hashes: dict[str, str | None] = {}
+    with suppress(Exception):  # no DVC repository, a stage it does not know: the run is as good without these facts
+        hashes = _hashes(os.environ.get("DVC_STAGE") or stage, root)
     for path in inputs:
         if path.is_file() and str(path) not in hashes:
             with path.open("rb") as file:
                 hashes[str(path)] = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     return {path: str(md5) for path, md5 in hashes.items() if md5}
+
+
+def _hashes(stage: str, root: Path) -> dict[str, str | None]:
+    from dvc.repo import Repo
+    from dvc.utils.serialize import ParseError
+    from dvc.utils.strictyaml import YAMLValidationError
+
+    for _ in range(3):
+        try:
+            with Repo(str(root)) as repo:
+                known = repo.stage.get_target(stage)
+                dependencies = [dependency for dependency in known.deps if hasattr(dependency, "get_hash")]
+                return {d.def_path: d.get_hash().value for d in dependencies if not hasattr(d, "params") and d.exists}
+        except (ParseError, YAMLValidationError):  # another stage's DVC is writing dvc.lock
+            time.sleep(PAUSE)
+    return {}
 
 
 def remember_latest(stage: str, root: Path, dependencies: dict[str, str], run_id: str, experiment_id: str) -> None:
