@@ -121,8 +121,8 @@ def test_the_worker_of_an_image_and_the_pools_of_containers_on_a_real_server(api
             (pool,) = post(f"{api}/work_pools/filter", {"work_pools": {"name": {"any_": [f"our-{kind}"]}}})
             assert pool["base_job_template"] == json.loads(Path(template).read_text())
     finally:
-        process.terminate()
-        process.wait(timeout=60)
+        process.kill()  # on a busy machine Prefect's worker has outlived a SIGTERM by minutes
+        process.wait()
 
 
 def online(api: str) -> bool:
