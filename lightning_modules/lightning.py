@@ -1,4 +1,4 @@
-"""Lightning without what it would load and nothing here uses, which took more than a training's first step.
+"""Lightning without what it would load and nothing here uses, which is most of what its import takes.
 
 For two classes Lightning imports torchmetrics, and that imports SciPy, Matplotlib and Transformers wherever they are
 installed, for metrics that need them. So torchmetrics is imported first, and told that they are not there. Who wants

@@ -82,8 +82,11 @@ def mlflow_runs(project: Path) -> list[Any]:
 def test_bad_trials_are_pruned_or_noted_and_the_best_is_told(project: Path, api: str) -> None:
     file = write_sweep(project, "mixed", GOOD_AND_BAD, trials=4, prune_after="1", seed=30)
     params = (project / "params.yaml").read_bytes()
+    own = project / ".pipeline/checkpoints"  # of a training of this workspace, as each trial has in its own
+    own.mkdir()
     status, output = run(project, api, file, TRACKED="yes")
     assert status == 0, output
+    assert not list(own.iterdir())
     trials = table(project, "mixed")
     assert len(trials) == 4
     for trial in trials:
