@@ -1,4 +1,4 @@
-"""What programs cost before they do anything: `python -m benchmarks.imports`. A minute and a half.
+"""What programs cost before they do anything: `python -m benchmarks.imports`. Two minutes.
 
 Each prints its help, in a fresh process, in turns: as it is started, and with Python's collector left to itself
 (`lightning_modules/collector.py`). Told are the seconds to its end, beside those of `import torch`.

@@ -94,10 +94,10 @@ def _connected(uri: str, root: Path) -> SocketIO:
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package, environment.get("PYTHONPATH"))))
     command = [sys.executable, "-m", "stages.sender", address.name]
     printed_to = address.with_suffix(PRINTED)
-    printed_to.touch(0o600)
     for _ in range(2):  # another one may end just now
         if connection := _connection(address):
             return connection
+        printed_to.touch(0o600)
         with suppress(subprocess.TimeoutExpired), printed_to.open("a") as printed:
             subprocess.run(  # noqa: S603
                 command, cwd=address.parents[1], env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,

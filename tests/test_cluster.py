@@ -232,7 +232,7 @@ def write_certificate(folder: Path) -> tuple[str, str]:
 
 
 PROGRAM = """
-import os, time
+import os, signal, time
 from pathlib import Path
 from tqdm import tqdm
 from stages.parallel import ordered_results
@@ -240,6 +240,7 @@ def work(number):
     Path(f"{number}.pid").write_text(str(os.getpid()))
     time.sleep(600)
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in a shell's background
     list(ordered_results(work, range(2), 2, tqdm(disable=True)))
 """
 

@@ -3,7 +3,6 @@
 import json
 import os
 import textwrap
-import threading
 import time
 from pathlib import Path
 
@@ -16,30 +15,26 @@ from stages.tracking import stage_run
 from stages.tracking_store import tracking_uri
 
 
-def test_a_lock_file_is_read_whole_while_it_is_written(tmp_path: Path) -> None:
+def test_a_lock_file_is_read_whole_while_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert locked_stages(tmp_path) == {}
     stages = {f"stage{number}": {"cmd": "python -c pass", "deps": [{"path": "a"}]} for number in range(3)}
     text = "schema: '2.0'\nstages:\n" + "".join(f"  {name}: {json.dumps(one)}\n" for name, one in stages.items())
     first, second = text.index("stage1") + 20, text.index("  stage2")  # in the middle of a value, and at a line's end
     path = tmp_path / "dvc.lock"
-    path.write_text(text)
+    ends = iter((0, first, second, len(text), len(text)))
 
-    def write() -> None:
-        for _ in range(5):
-            with path.open("w", buffering=1) as file:
-                for part in (text[:first], text[first:second], text[second:]):
-                    file.write(part)
-                    file.flush()
-                    time.sleep(0.03)
-            time.sleep(0.3)
+    def write(_: float = 0.0) -> None:  # as far as the next pause of who reads finds it written
+        path.write_text(text[: next(ends)])
+        os.utime(path, (time.time() + 60,) * 2)  # just now, however busy the machine is
 
-    writer = threading.Thread(target=write)
-    writer.start()
-    while writer.is_alive():
+    write()
+    with monkeypatch.context() as patch:
+        patch.setattr("stages.dvc_lock.time.sleep", write)
         assert locked_stages(tmp_path) == stages
-    writer.join()
-    path.write_text("[")
+    assert not list(ends), "it was read until it stayed the same"
     os.utime(path, (1, 1))
+    assert locked_stages(tmp_path) == stages
+    path.write_text("[")
     assert locked_stages(tmp_path) == {}, "not what DVC writes"
 
 

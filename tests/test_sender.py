@@ -15,7 +15,6 @@ from pathlib import Path
 import psutil
 import pytest
 from mlflow_tools import REPOSITORY, history, runs
-from processes import eventually
 
 from stages import sender
 from stages.spool import SPOOLS
@@ -101,9 +100,12 @@ def test_one_that_is_killed_is_followed_by_another_and_everything_arrives_once(s
     process.stdout.readline()
     (first,) = senders(study)
     address = study / SENDERS / first.cmdline()[-1]
+    address.unlink()
+    dying = sender._listener(address)  # what a killed process has is closed one by one, and this last
     first.kill()
-    dying = eventually(lambda: sender._listener(address))  # the system closes what it has one by one
+    assert dying is not None
     assert process.stdin is not None
+    dying.settimeout(60)
     process.stdin.write("\n")
     process.stdin.flush()
     with dying.accept()[0]:
