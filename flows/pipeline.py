@@ -31,6 +31,7 @@ from flows.outlive import outlive_the_reader
 from flows.pipeline_run import PipelineRun
 from flows.run_stage import Outcome, StageRunner
 from flows.status import StatusWriter
+from flows.stopping import wait_until_stopped
 from flows.workspace import STATE, WorkspaceHeld, workspace
 from lightning_modules.errors import PipelineError
 
@@ -163,23 +164,24 @@ def _run_all(run: PipelineRun) -> str | None:
             futures[stage.name] = configured.submit(stage, run, wait_for=upstream)  # type: ignore[call-overload]
         if not _wait(futures):
             return None
-        why = "cancelled"
+        why = _stop(run, "cancelled")
     except KeyboardInterrupt:
-        why = "SIGINT"
+        why = _stop(run, "SIGINT")
     except TerminationSignal:  # from whoever stops this process, or from the worker when the run is cancelled
         run.runner.stop()  # first: who ended the stages as well does not want them to be tried again
         with get_client(sync_client=True) as client:
-            why = "cancelled" if _cancelled(client) else "SIGTERM"
+            why = _stop(run, "cancelled" if _cancelled(client) else "SIGTERM")
     except BaseException:
         run.runner.kill()
         raise
+    wait_until_stopped(futures.values(), run.runner.kill)
+    return why
+
+
+def _stop(run: PipelineRun, why: str) -> str:
+    """Asks all stages to end."""
     run.runner.stop()
     run.watcher.stopping(why)
-    try:
-        concurrent.futures.wait([future.wrapped_future for future in futures.values()])
-    except BaseException:  # asked a second time: no more grace
-        run.runner.kill()
-        raise
     return why
 
 

@@ -21,6 +21,7 @@ from prefect.states import Cancelled, Completed, Failed
 from flows.notify import tell_webhook
 from flows.outlive import outlive_the_reader
 from flows.progress import ProgressThinner, parse_progress
+from flows.stopping import wait_until_stopped
 from flows.sweep_results import trial_line
 from flows.sweep_search import COMPLETE, PRUNED, Trial
 from flows.sweep_session import Session, opened
@@ -118,11 +119,7 @@ def _run_all(session: Session) -> str | None:
         session.runner.kill()
         raise
     session.runner.stop()
-    try:
-        concurrent.futures.wait([future.wrapped_future for future in running])
-    except BaseException:  # asked a second time: no more grace
-        session.runner.kill()
-        raise
+    wait_until_stopped(running, session.runner.kill)
     if error is not None:
         raise error
     return why

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -110,15 +111,20 @@ def test_failures_are_told_apart_and_retried_only_where_it_helps(
 
 
 def test_cancelling_in_the_ui_ends_the_training(api: str, project: Path) -> None:
-    set_mode(project, "checkpoints")
+    """And the stage may save its work, also when SIGTERM follows, as a worker sends it that has heard of the same."""
+    set_mode(project, "saves slowly")
     process = start_flows(project, PREFECT_API_URL=api)
     eventually((project / "pids").exists)
     pids = [int(pid) for pid in (project / "pids").read_text().split()]
     run = last_run(api)
     post(f"{api}/flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
+    eventually((project / "checkpoint").exists)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(1.0)  # time to end the stage, for a flow that would
+    (project / "go").touch()
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, output
-    assert (project / "checkpoint").exists()
+    assert (project / "checkpoint").read_text() == "saved"
     assert not any(still_works(pid) for pid in pids)
     assert last_run(api)["state_type"] == "CANCELLED"
     ended = states(api, run)

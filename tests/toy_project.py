@@ -64,12 +64,16 @@ if mode == "waits":
     pathlib.Path("pids").write_text(f"{os.getpid()}")
     while not pathlib.Path("go").exists():
         time.sleep(0.1)
-if mode in ("stubborn", "checkpoints") or (mode == "hangs once" and not resumes):
+if mode in ("stubborn", "checkpoints", "saves slowly") or (mode == "hangs once" and not resumes):
     deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN);" if mode == "stubborn" else ""
     code = f"import signal, time; {deaf} print('up', flush=True); time.sleep(600)"
     grandchild = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stdout=subprocess.PIPE)
     grandchild.stdout.readline()
     def stop(*_):
+        if mode == "saves slowly":
+            checkpoint.write_text("not yet")
+            while not pathlib.Path("go").exists():
+                time.sleep(0.1)
         checkpoint.write_text("saved")
         sys.exit(143)
     signal.signal(signal.SIGTERM, signal.SIG_IGN if mode == "stubborn" else stop)
