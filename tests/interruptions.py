@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,20 @@ from safetensors.torch import load_file
 from tiny import config, recipe
 from tqdm import tqdm
 
+from lightning_modules import telling
 from lightning_modules.callbacks import Checkpoints, PastEpochs, StopOnSignal
 from lightning_modules.checkpoint_files import newest_checkpoint
 from lightning_modules.datamodule import Batches, TextDataModule
 from lightning_modules.errors import Interrupted
 from lightning_modules.model_folder import Model, new_model
 from lightning_modules.module import TransformerModule
-from lightning_modules.telling import Telling
+from lightning_modules.peak import matmul_peak
 from lightning_modules.text_pairs import SpanPairs, TextPairs
 from lightning_modules.transformer.heads import SpanReader
 from lightning_modules.transformer.model import Encoder
 from stages.fitting import try_mean
+
+telling.matmul_peak = cache(matmul_peak)  # a fifth of the time of trainings as short as these
 
 
 class Killed(Exception):
@@ -99,22 +103,22 @@ def train(
         assert isinstance(model, Encoder)
         model = SpanReader(model)
     checkpoints, stop = Checkpoints(folder, plan.save_every, 2, plan.average, plan.patience), StopOnSignal(folder, 2)
-    telling = Telling("test", plan.steps, 1, bar, None)
+    told = telling.Telling("test", plan.steps, 1, bar, None)
     epochs = [PastEpochs(plan.split)] if isinstance(plan.split, TextPairs) else []
-    callbacks = [*before, telling, checkpoints, stop, *epochs, *after]
+    callbacks = [*before, told, checkpoints, stop, *epochs, *after]
     trainer = tiny.trainer(plan.steps, plan.validate_every, 1.0, callbacks, plan.accumulate)
     settings = {"steps": plan.steps, "learning_rate": plan.learning_rate, "ema_decay": plan.ema_decay}
     module = TransformerModule(model, recipe(**settings), plan.score)
     data = TextDataModule(plan.split, plan.split)
     with suppress(Interrupted):
         trainer.fit(module, data, ckpt_path=newest_checkpoint(folder), weights_only=True)
-        if not stop.stopped and not telling.validated(trainer.global_step):
+        if not stop.stopped and not told.validated(trainer.global_step):
             trainer.validate(module, data, verbose=False)
         if not stop.stopped and plan.average:
             try_mean(trainer, module, data, folder)
     best = folder / "best.safetensors"
     timed = ("tokens_per_second", "share_of_peak")
-    rows = [{key: value for key, value in row.items() if key not in timed} for row in telling.rows]
+    rows = [{key: value for key, value in row.items() if key not in timed} for row in told.rows]
     counted = next((c.passed for c in (*before, *after) if isinstance(c, Moments)), 0)
     return Result(
         weights={name: tensor.clone() for name, tensor in model.state_dict().items()},
@@ -123,9 +127,9 @@ def train(
         best_step=checkpoints.best_step,
         best_weights=checkpoints.best_weights,
         curve=rows,
-        tokens=telling.counts["tokens"],
-        seconds=telling.seconds,
-        speeds=[row["tokens_per_second"] for row in telling.rows if "tokens_per_second" in row],
+        tokens=told.counts["tokens"],
+        seconds=told.seconds,
+        speeds=[row["tokens_per_second"] for row in told.rows if "tokens_per_second" in row],
         steps=trainer.global_step,
         stopped=stop.stopped,
         moments=counted,

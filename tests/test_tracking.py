@@ -1,11 +1,11 @@
 """A stage's run in MLflow, in a real SQLite store: what it holds, how it ends, what may go wrong."""
 
 import re
-import time
 from pathlib import Path
 
 import pytest
 from mlflow_tools import history, runs
+from processes import eventually
 
 from lightning_modules.errors import Interrupted
 from stages.spool import SPOOLS
@@ -22,7 +22,8 @@ def test_a_run_holds_params_metrics_files_and_ends(study: Path) -> None:
         run.log_artifact(study / "words.txt")
         (study / "words.txt").write_text("changed afterwards\n")
         assert run.run_id
-        time.sleep(3)  # the first sample of the machine's load
+        [journal] = (study / SPOOLS).glob("*/journal.jsonl")
+        eventually(lambda: '"system/' in journal.read_text())
     uri = tracking_uri(study)
     made = runs(uri)["prepare"]
     assert (made.info.run_id, made.info.status) == (run.run_id, "FINISHED")

@@ -4,12 +4,13 @@ import json
 import os
 import shutil
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
+from processes import eventually, still_works
 from safetensors.torch import load_file
 from stage_runs import (
     FINETUNE,
@@ -262,17 +263,12 @@ def test_sigterm_to_two_processes_ends_both_with_a_checkpoint_to_go_on_from(tmp_
     root = workspace(tmp_path / "two", finetune=TWO | every, task={"steps": steps})
     with running(root, SCRATCH) as process:
         await_checkpoint(process, root, SAVE_EVERY)
+        processes = [process.pid, *(child.pid for child in psutil.Process(process.pid).children())]
+        assert len(processes) >= 2, (root / "log.txt").read_text()
         os.killpg(process.pid, signal.SIGTERM)
         status = process.wait(timeout=120)
         assert status == 143, (root / "log.txt").read_text()
-        for _ in range(200):  # the second process may take a moment longer
-            try:
-                os.killpg(process.pid, 0)
-            except ProcessLookupError:
-                break
-            time.sleep(0.05)
-        else:
-            pytest.fail("a process of the stopped training is still there")
+        eventually(lambda: not any(map(still_works, processes)))  # the second process may take a moment longer
     stopped_at = int(checkpoints(root)[-1].stem.removeprefix("step-"))
     assert f"stopped: checkpoint of step {stopped_at} saved" in (root / "log.txt").read_text()
     assert f"going on from step {stopped_at}" in finish(root, SCRATCH)
