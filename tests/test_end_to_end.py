@@ -28,6 +28,7 @@ from ruamel.yaml import YAML
 from flows.graph import read_plan
 from flows.workspace import overridden
 
+STEPS = 600  # of pre-training, which is killed after the first 100
 TINY = {
     "sources.remote": {},
     "sources.local": {"manuals": {"path": "manuals.txt.gz"}, "pairs": {"path": "pairs.csv"}},
@@ -47,7 +48,7 @@ TINY = {
     "model.d_ff": 64,
     "model.max_length": 128,
     "pretrain.sequence_length": 32,
-    "pretrain.steps": 1500,
+    "pretrain.steps": STEPS,
     "pretrain.checkpoint_every": 100,
     "pretrain.threads": 1,
     "evaluate.max_records": 20,
@@ -124,7 +125,7 @@ def test_a_killed_run_is_finished_by_the_same_command(workspace: Path) -> None:
     assert training["resumed_from"] >= 100
     steps = [int(row["step"]) for row in csv.DictReader((workspace / "models/pretrained/curve.csv").open())]
     assert steps == sorted(steps)
-    assert steps[-1] == 1500
+    assert steps[-1] == STEPS
     for word in ("translation", "chrF", "pre-train", "scratch", "report.html", "make ui", "make serve-flows"):
         assert word in output
 
@@ -191,7 +192,7 @@ def test_mlflow_knows_what_every_run_was_made_from(workspace: Path) -> None:
     assert pretrain.info.status == "FINISHED"
     history = client.get_metric_history(pretrain.info.run_id, "train_loss")
     # Steps between the last checkpoint and the kill were made twice, and are told once.
-    assert [point.step for point in history] == list(range(15, 1501, 15))
+    assert [point.step for point in history] == list(range(STEPS // 100, STEPS + 1, STEPS // 100))
     parents = {run.info.run_id for run in by_stage["all"]}
     for stage in ("prepare", "tokenizer", "tokenize", "pretrain", "finetune@translation", "evaluate@translation"):
         run = by_stage[stage][0]
@@ -281,7 +282,7 @@ def test_make_ui_serves_mlflow(workspace: Path) -> None:
         port = free.getsockname()[1]
     server = subprocess.Popen(["make", "ui", f"PORT={port}"], cwd=workspace, env=environment(workspace))
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while True:
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
