@@ -207,10 +207,11 @@ def _wait(futures: dict[str, PrefectConcurrentFuture[Any]]) -> bool:
 
 
 def _cancelled(client: SyncPrefectClient) -> bool:
-    """Whether the server knows this run as cancelled; a server that is away for a moment does not end the training."""
+    """Whether the server knows this run, or the one that it is a part of, as cancelled; a server that is away for a
+    moment does not end the training."""
     with contextlib.suppress(httpx.HTTPError):
-        state = client.read_flow_run(runtime.flow_run.id).state
-        return state is not None and (state.is_cancelling() or state.is_cancelled())
+        states = [client.read_flow_run(run).state for run in {runtime.flow_run.id, runtime.flow_run.root_flow_run_id}]
+        return any(state is not None and (state.is_cancelling() or state.is_cancelled()) for state in states)
     return False
 
 

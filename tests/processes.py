@@ -18,7 +18,7 @@ def still_works(pid: int) -> bool:
         return False
 
 
-def eventually(get: Callable[[], T], seconds: float = 120.0, every: float = 0.1) -> T:
+def eventually(get: Callable[[], T], seconds: float = 300.0, every: float = 0.1) -> T:
     """The first true value of `get`, asked for that often."""
     deadline = time.monotonic() + seconds
     while not (value := get()):

@@ -112,7 +112,7 @@ def test_two_processes_that_find_the_same_damage_use_the_same_checkpoint(
 
     def together(path: Path) -> None:
         if path == newest:
-            looked.wait(timeout=60)
+            looked.wait(timeout=300)
         real(path)
 
     monkeypatch.setattr(checkpoint_files, "check_readable", together)

@@ -253,7 +253,7 @@ def test_jobs_end_with_their_sender(how: signal.Signals, here: Path) -> None:
         pids = [here / "0.pid", here / "1.pid"]
         eventually(lambda: all(path.exists() and path.read_text() for path in pids))
         sender.send_signal(how)
-        sender.wait(timeout=60)  # the jobs take ten minutes
+        sender.wait(timeout=300)  # the jobs take ten minutes
     eventually(lambda: not any(still_works(int(path.read_text())) for path in pids))
 
 

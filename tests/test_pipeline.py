@@ -122,7 +122,7 @@ def test_cancelling_in_the_ui_ends_the_training(api: str, project: Path) -> None
     process.send_signal(signal.SIGTERM)
     time.sleep(1.0)  # time to end the stage, for a flow that would
     (project / "go").touch()
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGTERM, output
     assert (project / "checkpoint").read_text() == "saved"
     assert not any(still_works(pid) for pid in pids)
@@ -130,6 +130,31 @@ def test_cancelling_in_the_ui_ends_the_training(api: str, project: Path) -> None
     ended = states(api, run)
     assert ended[TRANSLATION] == "Stopped"
     assert ended["report"] == "NotRun"
+
+
+OUTER = """
+from prefect import flow
+from flows.pipeline import pipeline
+@flow(name="outer")
+def outer():
+    return pipeline(targets=["finetune@translation"], return_state=True)
+outer(return_state=True)
+"""
+
+
+def test_cancelling_the_flow_that_a_pipeline_is_a_part_of_ends_the_training(api: str, tmp_path: Path) -> None:
+    """Also where no worker passes it on: `watch` is such a flow."""
+    project = make_project(tmp_path, "checkpoints")
+    (project / "outer.py").write_text(OUTER)
+    process = start_flows(project, module="outer", PREFECT_API_URL=api)
+    eventually((project / "pids").exists)
+    pids = [int(pid) for pid in (project / "pids").read_text().split()]
+    [outer] = post(f"{api}/flow_runs/filter", {"flows": {"name": {"any_": ["outer"]}}})
+    post(f"{api}/flow_runs/{outer['id']}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
+    output, _ = process.communicate(timeout=300)
+    assert (project / "checkpoint").read_text() == "saved", output
+    assert not any(still_works(pid) for pid in pids)
+    assert read_run(api, outer["id"])["state_type"] == "CANCELLED"
 
 
 @pytest.mark.parametrize("mode", ["crashes once", "hangs once"])
@@ -159,7 +184,7 @@ def test_a_stage_that_another_ends_is_tried_again_and_goes_on_from_its_checkpoin
     process = start_flows(project, "--targets", TRANSLATION, PREFECT_API_URL=api)
     eventually((project / "pids").exists)
     os.kill(int((project / "pids").read_text().split()[0]), signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     task = task_runs(api, last_run(api))[TRANSLATION]
     assert (task["state_name"], task["run_count"]) == ("Ran", 2)
@@ -236,7 +261,7 @@ def test_a_schedule_fires_and_the_run_finishes(api: str, project: Path) -> None:
         run = eventually(lambda: post(f"{api}/flow_runs/filter", query))[0]
     finally:
         process.terminate()
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
     assert run["auto_scheduled"]
     names = [automation["name"] for automation in post(f"{api}/automations/filter")]
     assert names == ["runs-without-a-sign-of-life"]

@@ -64,7 +64,7 @@ def stage(folder: Path, *arguments: str, **environment: str) -> "subprocess.Pope
 
 def ended(process: "subprocess.Popen[str]") -> str:
     """What it printed on stderr."""
-    _, errors = process.communicate("\n", timeout=120)
+    _, errors = process.communicate("\n", timeout=300)
     assert process.returncode == 0, errors
     return errors
 
@@ -173,7 +173,7 @@ def test_why_mlflow_itself_does_not_work_is_said_by_the_stage(study: Path) -> No
 def test_where_there_are_no_sockets_a_stage_sends_by_itself(study: Path) -> None:
     (study / SENDERS).write_text("not a folder")
     process = stage(study, "prepare")
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=300)
     assert errors.strip().endswith("AssertionError"), "it loaded MLflow"
     assert runs(tracking_uri(study))["prepare"].info.status == "FAILED"
 

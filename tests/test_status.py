@@ -53,7 +53,7 @@ def test_a_run_is_seen_at_work_and_killed_and_failed_and_ended(tmp_path: Path) -
     assert "report" in text.splitlines()[-1]
 
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert "nothing is running; the last run began " in status(project)[1]
     assert f"  {'finetune@translation':<28} stopped" in status(project)[1]
 

@@ -164,7 +164,7 @@ def test_sigterm_ends_with_143_and_a_checkpoint_and_only_the_same_parameters_go_
     with running(root, PRETRAIN) as process:
         await_checkpoint(process, root, SAVE_EVERY)
         process.terminate()
-        assert process.wait(timeout=60) == 143
+        assert process.wait(timeout=300) == 143
     log = (root / "log.txt").read_text()
     stopped_at = int(checkpoints(root)[-1].stem.removeprefix("step-"))
     assert f"stopped: checkpoint of step {stopped_at} saved" in log
@@ -266,7 +266,7 @@ def test_sigterm_to_two_processes_ends_both_with_a_checkpoint_to_go_on_from(tmp_
         processes = [process.pid, *(child.pid for child in psutil.Process(process.pid).children())]
         assert len(processes) >= 2, (root / "log.txt").read_text()
         os.killpg(process.pid, signal.SIGTERM)
-        status = process.wait(timeout=120)
+        status = process.wait(timeout=300)
         assert status == 143, (root / "log.txt").read_text()
         eventually(lambda: not any(map(still_works, processes)))  # the second process may take a moment longer
     stopped_at = int(checkpoints(root)[-1].stem.removeprefix("step-"))
@@ -296,7 +296,7 @@ def test_wrong_inputs_are_one_line_and_status_1(finetuned: Path, tmp_path: Path)
         (FINETUNE, "models/pretrained is not a whole model folder"),
     ):
         with running(root, command) as process:
-            assert process.wait(timeout=120) == 1
+            assert process.wait(timeout=300) == 1
         lines = (root / "log.txt").read_text().splitlines()
         assert [line for line in lines if line.startswith("error:")] == [lines[-1]]
         assert words in lines[-1]

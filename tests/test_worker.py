@@ -102,7 +102,7 @@ def create_run(api: str, deployment: str = "on-demand", **parameters: Any) -> st
     return str(post(f"{api}/deployments/{found['id']}/create_flow_run", {"parameters": parameters})["id"])
 
 
-def ended(api: str, run: str, seconds: float = 120.0) -> dict[str, Any]:
+def ended(api: str, run: str, seconds: float = 300.0) -> dict[str, Any]:
     def final() -> dict[str, Any] | None:
         found = read_run(api, run)
         return found if found["state_type"] in ("COMPLETED", "FAILED", "CANCELLED", "CRASHED") else None
@@ -112,7 +112,7 @@ def ended(api: str, run: str, seconds: float = 120.0) -> dict[str, Any]:
 
 def at_work(project: Path) -> list[int]:
     """The processes of the translation stage, once they are at work."""
-    eventually((project / "pids").exists, 120.0)
+    eventually((project / "pids").exists)
     return [int(pid) for pid in (project / "pids").read_text().split()]
 
 
@@ -151,7 +151,7 @@ def test_cancelling_ends_every_process_and_leaves_a_checkpoint(api: str, project
         run = create_run(api, targets=[TRANSLATION])
         processes = [*at_work(project), engine(worker).pid]
         post(f"{api}/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
-        eventually(lambda: not any(map(still_works, processes)), 30.0)
+        eventually(lambda: not any(map(still_works, processes)))
         found = ended(api, run)
         assert found["state_type"] == "CANCELLED"
         assert (project / "checkpoint").read_text() == "saved"
@@ -177,7 +177,7 @@ def test_a_run_goes_on_when_its_worker_is_killed_and_obeys_without_it(api: str, 
         kill(worker)
     assert all(map(still_works, pids))
     post(f"{api}/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
-    eventually(lambda: not any(map(still_works, pids)), 30.0)
+    eventually(lambda: not any(map(still_works, pids)))
     assert ended(api, run)["state"]["message"].startswith("cancelled")
     assert (project / "checkpoint").read_text() == "saved"
 

@@ -138,7 +138,7 @@ def start_flows(folder: Path, *arguments: str, module: str = "flows", **environm
 def run_flows(folder: Path, *arguments: str, **environment: str) -> tuple[int, str]:
     """Runs `python -m flows` to its end; gives exit status and output."""
     process = start_flows(folder, *arguments, **environment)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     return process.returncode, output
 
 
