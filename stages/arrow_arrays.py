@@ -1,4 +1,4 @@
-"""Arrow arrays without pandas, which `pa.array` imports to see whether it is given any of its: half a second, 30 MB."""
+"""Arrow arrays without pandas, which `pa.array` imports to see whether it is given any of its: 0.4 s, 30 MB."""
 
 from collections.abc import Sequence
 from typing import Any
