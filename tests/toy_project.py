@@ -45,6 +45,9 @@ name = sys.argv[1]
 mode = pathlib.Path("mode").read_text().strip() if name == "translation" else ""
 pathlib.Path("out").mkdir(exist_ok=True)
 print(f"hello from {name}", flush=True)
+def tell_pids(*pids):  # whole, as soon as there is such a file
+    pathlib.Path("pids.unfinished").write_text(" ".join(map(str, pids)))
+    pathlib.Path("pids.unfinished").rename("pids")
 if mode == "wrong input":
     sys.exit("error: params.yaml, line 3: tasks.translation.steps is wrong")
 if mode == "crash":
@@ -61,7 +64,7 @@ elif mode == "crashes once":
     raise ValueError("no such luck")
 if mode == "waits":
     print("at work", flush=True)
-    pathlib.Path("pids").write_text(f"{os.getpid()}")
+    tell_pids(os.getpid())
     while not pathlib.Path("go").exists():
         time.sleep(0.1)
 if mode in ("stubborn", "checkpoints", "saves slowly") or (mode == "hangs once" and not resumes):
@@ -77,7 +80,7 @@ if mode in ("stubborn", "checkpoints", "saves slowly") or (mode == "hangs once" 
         checkpoint.write_text("saved")
         sys.exit(143)
     signal.signal(signal.SIGTERM, signal.SIG_IGN if mode == "stubborn" else stop)
-    pathlib.Path("pids").write_text(f"{os.getpid()} {grandchild.pid}")
+    tell_pids(os.getpid(), grandchild.pid)
     print("at work", flush=True)
     time.sleep(600)
 for _ in tqdm(range(4), desc=name, mininterval=0):
