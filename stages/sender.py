@@ -213,7 +213,11 @@ def main() -> None:
     parser.add_argument("name", help="of the socket in `senders` in the current folder")
     address = Path(SENDERS, parser.parse_args().name)
     listener = _listener(address)
-    if listener is None or os.fork():  # a stage waits until it can ask, and no longer
+    if listener is None:
+        os._exit(0)
+    with suppress(OSError):  # started by hand, it prints to a terminal
+        os.ftruncate(sys.stderr.fileno(), 0)  # what another one printed that was killed
+    if os.fork():  # a stage waits until it can ask, and no longer
         os._exit(0)
     _serve(listener, address.absolute(), os.environ["MLFLOW_TRACKING_URI"])
 

@@ -103,6 +103,8 @@ def test_one_that_is_killed_is_followed_by_another_and_everything_arrives_once(s
     address.unlink()
     dying = sender._listener(address)  # what a killed process has is closed one by one, and this last
     first.kill()
+    printed = address.with_suffix(sender.PRINTED)
+    printed.write_text("the first one's\n")
     assert dying is not None
     assert process.stdin is not None
     dying.settimeout(60)
@@ -113,6 +115,7 @@ def test_one_that_is_killed_is_followed_by_another_and_everything_arrives_once(s
     assert not ended(process)
     (second,) = senders(study)
     assert second.pid != first.pid
+    assert "the first one's" not in printed.read_text()
     run = runs(tracking_uri(study))["prepare"]
     assert (run.info.status, history(tracking_uri(study), run.info.run_id, "loss")) == (
         "FINISHED",
