@@ -109,6 +109,7 @@ def test_nothing_but_the_flow_imports_prefect() -> None:
         "artifacts",
         "notify",
         "pipeline",
+        "stopping",
         "sweep_flow",
         "watch",
     }
