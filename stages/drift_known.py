@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lightning_modules.errors import PipelineError
-from stages.arrow_arrays import string_array
 from stages.outputs import whole_directory
 from stages.splits import SPLITS
 from stages.tasks import PRETRAINING
@@ -52,7 +51,7 @@ def remember(prepared: Path, folder: Path = KNOWN) -> int:
             np.save(output / f"{purpose}.npy", ids)
             records += len(ids)
         words = sorted(training_words(prepared / PRETRAINING / f"{SPLITS[0]}.parquet"))
-        pq.write_table(pa.table({"word": string_array(words)}), output / "words.parquet", compression="zstd")
+        pq.write_table(pa.table({"word": pa.array(words, pa.string())}), output / "words.parquet", compression="zstd")
     return records
 
 
@@ -62,8 +61,7 @@ def load_known(folder: Path = KNOWN) -> Known:
         return Known()
     try:
         ids = {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in folder.glob("*.npy")}
-        with pq.ParquetFile(folder / "words.parquet") as file:
-            words = frozenset(file.read()["word"].to_pylist())
+        words = frozenset(pq.read_table(folder / "words.parquet")["word"].to_pylist())
     except (OSError, ValueError, pa.ArrowException) as error:
         raise PipelineError(f"{folder} cannot be read ({error}): remove it; new data will not be told apart") from error
     return Known(ids, words)

@@ -19,8 +19,6 @@ import pyarrow.compute as pc
 from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 
-from stages.arrow_arrays import binary_array
-
 _SPACE = "Ġ"  # how byte-level tokenizers write it
 _AT_ONCE = 256  # pieces
 _PART = 1 << 20  # characters: texts are taken together up to about so many
@@ -63,7 +61,7 @@ class Encoder:
         return np.concatenate(ids), list(chain.from_iterable(lengths))
 
     def _forget(self) -> None:
-        self._pieces, self._ids = binary_array([]), binary_array([])
+        self._pieces, self._ids = _strings([]), _strings([])
 
     def _encode_whole(self, texts: list[str]) -> tuple[Ids, list[int]]:
         rows = self._encode(texts)
@@ -78,7 +76,7 @@ class Encoder:
         known = pc.index_in(distinct, self._pieces)
         if known.null_count:
             new = distinct.filter(known.is_null())
-            self._ids = pa.concat_arrays([self._ids, binary_array(self._learn(new.to_pylist()))])
+            self._ids = pa.concat_arrays([self._ids, _strings(self._learn(new.to_pylist()))])
             self._pieces = pa.concat_arrays([self._pieces, new])
             known = pc.index_in(distinct, self._pieces)
         ends, ids = _buffers(self._ids.take(known.take(numbered.indices)))
@@ -126,7 +124,7 @@ def _pieces(texts: list[str]) -> tuple[pa.LargeBinaryArray, Places]:
     A text begins with a space, as the tokenizer puts it there.
     """
     spaced = [text.encode() if text[:1] in ("", " ") else b" " + text.encode() for text in texts]
-    ends, utf8 = _buffers(binary_array(spaced))
+    ends, utf8 = _buffers(_strings(spaced))
     is_end = np.zeros(len(utf8) + 1, np.bool_)
     is_end[ends] = True
     cut, before, behind = is_end.copy(), _BEFORE[utf8[:-1]], _BEHIND[utf8[1:]]
@@ -147,6 +145,13 @@ def _begins_word(utf8: Bytes, at: Places) -> npt.NDArray[np.bool_]:
     of_three = utf8[at[doubtful, None] + np.arange(3)].astype(np.int32) @ [1 << 16, 1 << 8, 1]
     begins[doubtful] = ~np.isin(of_three, [int.from_bytes(character) for character in _WHITE_SPACE])
     return begins
+
+
+def _strings(strings: Sequence[bytes]) -> pa.LargeBinaryArray:
+    """As an Arrow array. (`pa.array` would import pandas: 30 MB.)"""
+    ends = np.cumsum([0, *map(len, strings)], dtype=np.int64)
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(b"".join(strings))]
+    return pa.Array.from_buffers(pa.large_binary(), len(strings), buffers)
 
 
 def _buffers(strings: pa.LargeBinaryArray) -> tuple[Places, Bytes]:

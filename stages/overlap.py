@@ -17,7 +17,6 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from lightning_modules.errors import PipelineError
-from stages.arrow_arrays import boolean_array
 from stages.console import progress
 from stages.ngrams import Hashes, Numbers, ngrams, short_units, words
 from stages.parallel import count, ordered_results
@@ -79,10 +78,9 @@ def read_rows(prepared: Path, source: str, wanted: set[int]) -> dict[int, tuple[
         size = file.metadata.row_group(number).num_rows
         here = sorted(row for row in wanted if first <= row < first + size)
         if here:
-            is_wanted = np.zeros(size, np.bool_)
-            is_wanted[np.array(here) - first] = True
-            table = file.read_row_group(number, columns=["id", *columns]).filter(boolean_array(is_wanted))
-            for row, values in zip(here, table.to_pylist(), strict=True):
+            table = file.read_row_group(number, columns=["id", *columns])
+            for row in here:
+                [values] = table.slice(row - first, 1).to_pylist()  # `take` would load pandas
                 found[row] = values["id"], "\n".join(values[column] for column in columns)
         first += size
     return found

@@ -21,7 +21,6 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from lightning_modules.errors import PipelineError
-from stages.arrow_arrays import boolean_array
 from stages.console import progress
 from stages.decontamination import held_records
 from stages.near_duplicates import nearest_kept, similarity
@@ -165,7 +164,7 @@ class _Rewriting:
                     table = source.read_row_group(group)
                     fates, times = self._fates[first : first + len(table)], _times(table, self._weights)
                     fates[(times == 0) & (fates == _STAYS)] = _RARE
-                    kept = table.filter(boolean_array((fates == _STAYS) & (times > number)))
+                    kept = table.filter(pa.array((fates == _STAYS) & (times > number)))
                     if number == 0:
                         self._drop(table, fates, first)
                     self._count(kept, again=number > 0)
@@ -174,8 +173,8 @@ class _Rewriting:
                     bar.update(len(table))
 
     def _drop(self, table: pa.Table, fates: Fates, first: int) -> None:
-        origins = table["origin"].filter(boolean_array(fates > 0)).to_pylist()
-        for row, origin in zip(np.flatnonzero(fates).tolist(), origins, strict=True):
+        rows = np.flatnonzero(fates)
+        for row, origin in zip(rows.tolist(), table["origin"].take(pa.array(rows)).to_pylist(), strict=True):
             fate = int(fates[row])
             self._selected.dropped[FILTERS[fate - 1]][origin] += 1
             self._shown[origin, fate] += 1
@@ -184,11 +183,12 @@ class _Rewriting:
                 self.picks.append(_Pick(self._split, first + row, fate, origin, identity, text))
 
     def _count(self, kept: pa.Table, again: bool) -> None:
-        origins = kept["origin"].to_pylist()
-        for origin, length in zip(origins, pc.utf8_length(kept["text"]).to_pylist(), strict=True):
-            self._selected.characters[origin] += length
-        for origin, records in Counter(origins).items():
+        lengths = pa.table({"origin": kept["origin"], "length": pc.utf8_length(kept["text"])})
+        sums = lengths.group_by("origin").aggregate([("length", "count"), ("length", "sum")])
+        for row in sums.to_pylist():
+            origin, records = row["origin"], row["length_count"]
             self._selected.records[origin, self._split] += records
+            self._selected.characters[origin] += row["length_sum"]
             if again:
                 self._selected.repeated[origin] += records
 
@@ -211,7 +211,7 @@ class _Writer:
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._writer = pq.ParquetWriter(path, schema, compression="zstd")
-        self._waiting = pa.Table.from_batches([], schema)
+        self._waiting = schema.empty_table()
 
     def add(self, table: pa.Table) -> None:
         self._waiting = pa.concat_tables([self._waiting, table])

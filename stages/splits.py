@@ -19,7 +19,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lightning_modules.errors import PipelineError
-from stages.arrow_arrays import string_array
 
 SPLITS = ("train", "validation", "test")  # of records of one id that of the first of these stays
 KEYS = ("id", "group", "origin")
@@ -162,7 +161,7 @@ def read_split(folder: Path, split: str, most: int) -> list[dict[str, str]]:
     """
     path = folder / f"{split}.parquet"
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path) as file:  # `pq.read_table` would load pandas
             records: list[dict[str, str]] = file.read().to_pylist()
     except OSError as error:
         raise PipelineError(f"{path} cannot be read ({error}): run the prepare stage again") from error
@@ -199,7 +198,7 @@ def _schema(columns: Sequence[str]) -> pa.Schema:
 
 
 def _table(records: Sequence[Record], columns: Sequence[str]) -> pa.Table:
-    return pa.table([string_array(values) for values in zip(*records, strict=True)], schema=_schema(columns))
+    return pa.table([pa.array(values, pa.string()) for values in zip(*records, strict=True)], schema=_schema(columns))
 
 
 def _records_of(run: Path) -> Iterator[Record]:

@@ -29,18 +29,14 @@ def write_jsonl(path: Path, rows: list[Any]) -> None:
     write(path, "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
 
 
-def params_of(data: dict[str, list[dict[str, Any]]], **limits: Any) -> Params:
-    """The shipped ones with other `data`, without what looks at several texts at a time."""
+def run(root: Path, data: dict[str, list[dict[str, Any]]], workers: int = 1, **limits: Any) -> dict[str, Any]:
+    """Prepares `data` from root/raw, without what looks at several texts at a time; returns the report."""
     values = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
     alone = {"near_duplicates": 0.0, "decontaminate": False}
     values["prepare"] |= {"validation_share": 0.25, "test_share": 0.25, **alone, **limits}
     values["tasks"] = {task: budget for task, budget in values["tasks"].items() if task in data}
-    return Params.model_validate({**values, "data": data})
-
-
-def run(root: Path, data: dict[str, list[dict[str, Any]]], workers: int = 1, **limits: Any) -> dict[str, Any]:
-    """Prepares `data` from root/raw; returns the report."""
-    prepare(params_of(data, **limits), root / "raw", root / "prepared", root / "report.json", workers)
+    params = Params.model_validate({**values, "data": data})
+    prepare(params, root / "raw", root / "prepared", root / "report.json", workers)
     return json.loads((root / "report.json").read_text())  # type: ignore[no-any-return]
 
 

@@ -124,6 +124,7 @@ def test_the_stage_fails_with_the_pair_until_the_text_is_gone(tmp_path: Path, pa
     write(tmp_path / "data/prepared", "pretraining", "train", [*others, (f"Read this: {planted.title()}!",)])
     write(tmp_path / "data/prepared", "translation", "test", [("go", "los"), (planted, "zweimal drehen")])
 
+    (tmp_path / "pandas.py").write_text("raise SystemExit('half a second for nothing')")
     failed = leakage(tmp_path)
     assert failed.returncode == 1
     [line] = [line for line in failed.stderr.splitlines() if line.startswith("error: ")]

@@ -3,6 +3,8 @@ from training.
 """
 
 import resource
+import subprocess
+import sys
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -97,6 +99,16 @@ def test_more_data_moves_nothing_from_training_to_a_test(
     for identity, (split, _) in before.items():
         assert SPLITS.index(after[identity][0]) <= SPLITS.index(split)
     assert duplicates.total() + len(after) == sum(len(rows + more) for _, rows, more in files)
+
+
+def test_who_reads_a_split_loads_no_pandas(tmp_path: Path) -> None:
+    places, _ = written([[("a", group_in("test"))]], tmp_path)
+    code = "import sys; from pathlib import Path; from stages.splits import read_split; "
+    code += "[row] = read_split(Path(sys.argv[1]), 'test', 0); print(row['id'], 'pandas' in sys.modules)"
+    command = [sys.executable, "-c", code, str(tmp_path / "out")]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [*places, "False"]
 
 
 def test_memory_does_not_grow_with_the_number_of_equals(tmp_path: Path) -> None:
