@@ -1,8 +1,9 @@
 """Fused attention beside the plain formula, forward and backward, and what each kind of mask adds. Seconds-long.
 
     python -m benchmarks.attention
+    python -m benchmarks.attention --bf16
 
-Interleaved rounds, medians; 4 heads of width 32, 4,096 tokens a batch whatever the length.
+Interleaved rounds, medians; 4 heads of width 32 (bf16: of 64), 4,096 tokens a batch whatever the length.
 """
 
 import argparse
@@ -14,12 +15,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lightning_modules.allocator import keep_memory
+from lightning_modules.transformer import plain_attention
 from lightning_modules.transformer.apart import apart
 from lightning_modules.transformer.masks import Visibility, may_see
 
-HEADS, WIDTH, TOKENS, ROUNDS = 4, 32, 4096, 15
+HEADS, WIDTH, WIDTH_OF_HALF, TOKENS, ROUNDS = 4, 32, 64, 4096, 15
 DOCUMENT = 107  # tokens of a packed document on average
 LENGTHS = (32, 128, 512, 1024)
+Ways = dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -27,7 +31,7 @@ def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (q @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1) @ v
 
 
-def contenders(length: int) -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
+def contenders(length: int) -> Ways:
     """Ways to attend in rows of `length` tokens."""
     rows = TOKENS // length
     documents_BL = (torch.rand(rows, length) < 1 / DOCUMENT).cumsum(dim=1)
@@ -48,10 +52,26 @@ def contenders(length: int) -> dict[str, Callable[[Tensor, Tensor, Tensor], Tens
     }
 
 
-def milliseconds(length: int) -> dict[str, float]:
+def half_contenders(length: int) -> Ways:
+    """Ways to attend in bfloat16, the future and packed documents hidden; the first for the plain formula."""
+    rows = TOKENS // length
+    documents_BL = (torch.rand(rows, length) < 1 / DOCUMENT).cumsum(dim=1)
+    packed = may_see(length, length, documents_BL.device, causal=True, documents=(documents_BL, documents_BL))
+    fused = functional.scaled_dot_product_attention
+    return {
+        "plain formula": lambda q, k, v: plain_attention.attention(q, k, v, None, True, None),
+        "the same, documents masked": lambda q, k, v: plain_attention.attention(q, k, v, packed, False, None),
+        "fused": lambda q, k, v: fused(q, k, v, is_causal=True),
+        "fused, documents masked": lambda q, k, v: fused(q, k, v, attn_mask=packed),
+        "fused, in fp32 between": lambda q, k, v: fused(q.float(), k.float(), v.float(), is_causal=True).bfloat16(),
+    }
+
+
+def milliseconds(length: int, half: bool) -> dict[str, float]:
     """Median of forward and backward for each contender."""
-    q, k, v = (torch.randn(TOKENS // length, HEADS, length, WIDTH, requires_grad=True) for _ in range(3))
-    ways = contenders(length)
+    shape, dtype = (TOKENS // length, length, HEADS, WIDTH_OF_HALF if half else WIDTH), torch.bfloat16 if half else None
+    q, k, v = (torch.randn(shape, dtype=dtype).transpose(1, 2).requires_grad_() for _ in range(3))
+    ways = half_contenders(length) if half else contenders(length)
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(ROUNDS):
         for name, attend in ways.items():
@@ -64,9 +84,11 @@ def milliseconds(length: int) -> dict[str, float]:
 def main() -> None:
     """Prints the table: milliseconds, and the share of the plain formula's."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.parse_args()
+    parser.add_argument("--bf16", action="store_true", help="ways to learn in bf16, for CPUs that have matrix units")
+    arguments = parser.parse_args()
+    keep_memory()
     torch.manual_seed(0)
-    table = {length: milliseconds(length) for length in LENGTHS}
+    table = {length: milliseconds(length, arguments.bf16) for length in LENGTHS}
     print(f"{'ms (times the plain formula)':<36}" + "".join(f"{length:>18}" for length in LENGTHS))
     for name in table[LENGTHS[0]]:
         cells = [f"{table[n][name]:.1f} ({table[n][name] / table[n]['plain formula']:.2f})" for n in LENGTHS]

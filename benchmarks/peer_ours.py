@@ -40,6 +40,7 @@ from lightning_modules.text_pairs import TextPairs
 from lightning_modules.text_rows import TextRows
 from lightning_modules.token_store import StoreMeta, TokenStore, token_dtype, write_meta, write_shard
 from lightning_modules.trainer import build_trainer
+from lightning_modules.transformer.attention import expect_same_shapes
 from lightning_modules.transformer.config import TransformerConfig
 from lightning_modules.transformer.presets import preset
 from stages.console import progress
@@ -180,6 +181,7 @@ def train(model: nn.Module, work: Work, clock: Clock, packing: str = "best_fit",
         folder = Path(name)
         module = TransformerModule(model, recipe(work, clock.total))  # type: ignore[arg-type]
         batches = split(work, folder, packing)
+        expect_same_shapes(model, work.kind != "pairs")
         fit = trainer(folder / "checkpoints", clock.total, NEVER, [_Ticks(work, clock)], precision, work.d_model)
         fit.fit(module, TextDataModule(batches, batches))
 
@@ -189,6 +191,7 @@ def train_bare(model: nn.Module, work: Work, clock: Clock) -> None:
     with tempfile.TemporaryDirectory() as name:
         batches = split(work, Path(name))
         optimizer = OPTIMIZERS["adamw"](model, work.learning_rate, 0.01)
+        expect_same_shapes(model, work.kind != "pairs")
         model.train()
         for number in range(clock.total):
             batch = batches.training_batch(number, 0, 1)

@@ -151,8 +151,9 @@ def activation_bytes(config: TransformerConfig, shape: Shape, half: bool, gpu: b
     After Korthikanti et al. 2022 (arXiv:2205.05198, section 4.1), with this model's parts: fused attention keeps
     queries, keys, values and its output; scores only where T5's learned bias needs them for its gradient, and where
     attention drops some on a CPU, which has no fused kernel for that. `half` is bf16 autocast: what enters a product
-    has 2 bytes, what enters a normalisation 4. Not counted: masks (at most a few bytes a pair of tokens and head, once
-    for all layers), and what kernels need for moments.
+    has 2 bytes, what enters a normalisation 4; a CPU keeps of attention what fp32 would, or its weights, whichever is
+    more. Not counted: masks (at most a few bytes a pair of tokens and head, once for all layers), rows that are filled
+    up, and what kernels need for moments.
     """
     small = 2 if half else 4
     total = 0
@@ -184,24 +185,36 @@ def logit_bytes(config: TransformerConfig, shape: Shape, half: bool, gpu: bool) 
 
 
 def _stack_bytes(config: TransformerConfig, stack: StackShape, half: bool, gpu: bool) -> int:
+    from lightning_modules.transformer.plain_attention import MOST_PAIRS
+
     small = 2 if half else 4  # bytes of a number that enters a product
     width, heads, groups = config.d_model, config.heads * config.width_of_heads, config.groups * config.width_of_heads
     norm, dropped = 4 * width, width if config.dropout else 0  # its input; a byte an element that may be dropped
     pre, scores = config.norm == "pre", 4 * config.heads
     kept = 3 if config.attention_dropout and not gpu else 0  # matrices of scores
+    exact = half and not gpu  # a CPU attends in fp32, or by the plain formula: what needs more
+    attended = 4 if exact else small
+
+    def found(keys: int) -> int:
+        """Queries and outputs; the plain formula's weights."""
+        if not exact:
+            return 2 * small * heads
+        weights = 2 * config.heads * keys if keys**2 <= MOST_PAIRS else 0
+        return max(10 * heads, 4 * heads + weights)
+
     inner = 4 if config.activation in GATED else 1 if config.activation == "relu" else 2
     # Of each token that is seen: what keys and values are made of, and they.
-    seen = norm * pre + small * (width + 2 * groups)
-    seen += small * groups if config.positions == "rotary" or config.qk_norm else 0
+    seen = norm * pre + small * width + attended * 2 * groups
+    seen += small * groups if (config.positions == "rotary" or config.qk_norm) and not exact else 0
     seen += 4 * groups if config.qk_norm else 0
     # Of each that sees: queries, output, feed-forward. Autocast makes a copy of its own of what queries are made of.
-    asked = norm * (1 if pre else 2) + 2 * dropped + small * (2 * heads + width + inner * config.d_ff)
+    asked = norm * (1 if pre else 2) + 2 * dropped + small * (width + inner * config.d_ff) + found(stack.length)
     asked += (small * width if half else 0) + (8 * heads if config.qk_norm else 0)
     asked += scores * stack.length * (kept or config.positions == "relative")
     if stack.memory:
-        asked += norm + dropped + small * (width + 2 * heads) + (8 * heads if config.qk_norm else 0)
+        asked += norm + dropped + small * width + found(stack.memory) + (8 * heads if config.qk_norm else 0)
         asked += scores * stack.memory * kept
-    memory = 2 * small * groups + (small * width if half else 0) + (8 * groups if config.qk_norm else 0)
+    memory = 2 * attended * groups + (small * width if half else 0) + (8 * groups if config.qk_norm else 0)
     tokens = stack.rows * stack.length
     total = stack.layers * (tokens * seen + stack.rows * stack.memory * memory) + _asked(stack) * asked
     if stack.asked < tokens and not half:

@@ -61,7 +61,7 @@ def estimate(device: Device, planned: list[Training], parts: dict[str, int]) -> 
     for training in planned:
         section, half = training.section, device.half(training.section, training.config.d_model)
         processes = device.processes(section)
-        speed = device.peak(half, section) * device.share
+        speed = device.peak(half, section) * device.reached(half)
         flops = training.flops / processes + optimizer_flops(training.config, section.optimizer)
         seconds = max(flops / speed, device.launch * training.layers)
         hours[training.name] = training.runs * training.steps * seconds / 3600
@@ -74,12 +74,13 @@ def estimate(device: Device, planned: list[Training], parts: dict[str, int]) -> 
             held = state_bytes(parts, section.optimizer, half, 1) // processes
         batch = batch_bytes(training.config, part, half, device.gpu, section.recompute_activations)
         needed = max(needed, held + batch)
-    first, width = planned[0].section, planned[0].config.d_model
+    first = planned[0].section
+    half = device.half(first, planned[0].config.d_model)
     return Estimate(
         device=device.name,
         devices=device.processes(first),
-        peak_flops=device.peak(device.half(first, width), first),
-        share=device.share,
+        peak_flops=device.peak(half, first),
+        share=device.reached(half),
         memory_needed=needed,
         memory=device.memory,
         hours=hours,

@@ -13,6 +13,9 @@ THIS = "this"
 # with one: a step of 14.1 GFLOP in 166 ms, of 195 GFLOP/s, the best of many on a busy machine
 # (`OMP_NUM_THREADS=1 python -m benchmarks.training_step --one kept`).
 CPU_SHARE = 0.4
+# In bf16, by matrix units: 0.14 of 1,260 GFLOP/s there (27,600 tokens/s, 2026-11-30); wider models reach more, a
+# decoder of 10 M 0.4 (`python -m benchmarks.peers decoder --bf16`).
+CPU_HALF_SHARE = 0.14
 # An assumption: models of 175 to 540 billion reached 0.21 to 0.46 (PaLM, arXiv:2204.02311, table 3). Of an H200's data
 # sheet a compiled decoder of 124 M reached 0.43 here, an encoder–decoder of 63 M 0.24 (`python -m benchmarks.gpu`).
 GPU_SHARE = 0.35
@@ -55,7 +58,7 @@ class Device:
     gpu: bool
     count: int
     memory: float  # bytes
-    share: float  # of the peak that training reaches
+    share: float | None  # of the peak that training reaches; None: what is known of such devices
     price: float | None  # an hour
     peak: Callable[[bool, Section], float]
 
@@ -63,6 +66,11 @@ class Device:
     def launch(self) -> float:
         """Seconds that no layer of a step is shorter than."""
         return LAUNCH if self.gpu else 0.0
+
+    def reached(self, half: bool) -> float:
+        """Share of the peak that training reaches."""
+        known = GPU_SHARE if self.gpu else CPU_HALF_SHARE if half else CPU_SHARE
+        return known if self.share is None else self.share
 
     def half(self, section: Section, width: int) -> bool:
         """Whether `precision` means bf16 here, for a model of `width`."""
@@ -91,14 +99,14 @@ def devices(accelerator: str, share: float | None, prices: dict[str, float]) -> 
         gpu,
         count,
         memory,
-        share or (GPU_SHARE if gpu else CPU_SHARE),
+        share,
         prices.get(THIS),
         lambda half, section: measured_peak(gpu, half, _threads(section)),
     )
 
     def named(key: str, sheet: Gpu) -> Device:
         price = prices.get(key, sheet.price)
-        return Device(sheet.name, True, 1, 1e9 * sheet.memory, share or GPU_SHARE, price, partial(_sheet_peak, sheet))
+        return Device(sheet.name, True, 1, 1e9 * sheet.memory, share, price, partial(_sheet_peak, sheet))
 
     return [here, *(named(key, sheet) for key, sheet in GPUS.items())]
 

@@ -19,6 +19,7 @@ from lightning_modules.parallel import is_sharded, own_shares, require_possible,
 from lightning_modules.roll_back import RollBack, Skipping, left_out
 from lightning_modules.telling import StepsApart, StepTimes, Telling
 from lightning_modules.trainer import build_trainer
+from lightning_modules.transformer.attention import expect_same_shapes
 from lightning_modules.transformer.model import count_parameters
 from lightning_modules.transformer.stack import recompute_activations
 from stages.console import progress
@@ -79,6 +80,7 @@ def _try(
         callbacks,
     )
     recompute_activations(model, section.recompute_activations)
+    expect_same_shapes(model, job.same_shapes)
     require_possible(trainer, model.config, job.recipe.optimizer)
     trained = copy.deepcopy(model) if is_sharded(trainer) else model  # the one saved and sampled from stays whole
     if choice.compiled:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from stages.estimate import estimate
-from stages.estimate_devices import CPU_SHARE, GPU_SHARE, Device
+from stages.estimate_devices import Device
 from stages.estimate_trainings import PRETRAIN, trainings
 from stages.params import Params
 
@@ -23,7 +23,8 @@ def costs(params: Params, done: dict[str, dict[str, Any]]) -> list[Cost]:
     """FLOPs, seconds and bytes of memory of each training in `done`: folder of models/ → its training.json.
 
     The estimate is that of `python -m stages.estimate` for the device that trained, whose peak training.json holds, and
-    for as many as there were on all machines; each process of a CPU is one, with the peak that it found for itself.
+    for as many as there were on all machines, in the precision that they took; each process of a CPU is one, with the
+    peak that it found for itself.
     """
     from lightning_modules.flops import parameters
 
@@ -34,8 +35,9 @@ def costs(params: Params, done: dict[str, dict[str, Any]]) -> list[Cost]:
         if training is None or not facts.get("peak_flops"):
             continue
         on_gpu, count, peak = facts["on_gpu"], facts["devices"], facts["peak_flops"]
-        device = Device("", on_gpu, 1, 0, GPU_SHARE if on_gpu else CPU_SHARE, None, lambda *_, peak=peak: peak)
-        section = training.section.model_copy(update={"devices": 1, "num_nodes": count})
+        device = Device("", on_gpu, 1, 0, None, None, lambda *_, peak=peak: peak)
+        took = {"devices": 1, "num_nodes": count, "precision": facts["precision"]}
+        section = training.section.model_copy(update=took)
         told = estimate(device, [replace(training, section=section)], parameters(training.config))
         found += [
             Cost(name, "FLOPs of a device", training.steps * training.flops / told.devices, facts["flops"]),

@@ -8,6 +8,7 @@ from test_positions import turned
 from tiny import config
 from torch import Tensor, nn
 
+from lightning_modules.transformer import plain_attention
 from lightning_modules.transformer.attention import Attention, KeyValueCache
 from lightning_modules.transformer.masks import Visibility
 from lightning_modules.transformer.positions import RotaryPositions
@@ -24,6 +25,12 @@ SHAPES: dict[str, dict[str, Any]] = {
     "everything": {"key_value_heads": 2, "qk_norm": True, "head_width": 10, "bias": False, "scale_attention": False},
 }
 SEEN = ("all", "causal", "some", "biased", "some, biased")
+
+
+@pytest.fixture(params=["fused", "written out"])
+def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's kernels, or the formula as CPUs with matrix units learn in bfloat16."""
+    monkeypatch.setattr(plain_attention, "is_faster", lambda *_: request.param == "written out")
 
 
 def make(seed: int = 0, **changes: Any) -> Attention:
@@ -91,6 +98,7 @@ def seen(kind: str, queries: int, keys: int) -> tuple[Visibility, Tensor, Tensor
     return Visibility(allowed_BLS[:, None], bias_1HLS), allowed_BLS, bias_1HLS[0], [bias_1HLS]
 
 
+@pytest.mark.usefixtures("_way")
 @pytest.mark.parametrize("kind", SEEN)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_self_attention_is_the_formula(shape: str, kind: str) -> None:
@@ -114,6 +122,7 @@ def test_with_rotary_positions_it_is_the_formula_in_complex_numbers(shape: str) 
     same_with_gradients(attention, ours, formula, [x])
 
 
+@pytest.mark.usefixtures("_way")
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("targets", "sources"), [(1, 1), (4, 9), (9, 4)])
 def test_cross_attention_with_padding_is_the_formula(shape: str, targets: int, sources: int) -> None:
@@ -125,6 +134,7 @@ def test_cross_attention_with_padding_is_the_formula(shape: str, targets: int, s
     same_with_gradients(attention, ours, formula, [x, memory])
 
 
+@pytest.mark.usefixtures("_way")
 @pytest.mark.parametrize("biased", ["", "fixed", "learned"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("length", [1, 5, 40, 200])

@@ -17,7 +17,16 @@ from lightning_modules.flops import Shape, batch_bytes, optimizer_flops, paramet
 from lightning_modules.named_objectives import make_objective
 from lightning_modules.transformer.config import OBJECTIVES
 from stages.estimate import Data, asked_prices, clock, estimate, pretraining_data, short
-from stages.estimate_devices import GPUS, LAUNCH, Device, devices, measured_peak
+from stages.estimate_devices import (
+    CPU_HALF_SHARE,
+    CPU_SHARE,
+    GPU_SHARE,
+    GPUS,
+    LAUNCH,
+    Device,
+    devices,
+    measured_peak,
+)
 from stages.estimate_trainings import Training, trainings
 from stages.params import load_params
 
@@ -44,6 +53,15 @@ def planned(folder: Path, **changes: dict[str, Any]) -> list[Training]:
 def gpu(**changes: Any) -> Device:
     made = Device("a GPU", True, 1, 1e12, 0.5, 2.0, lambda half, section: 1e9)  # slow: starting kernels hides nothing
     return replace(made, **changes)
+
+
+@pytest.mark.parametrize(
+    ("on_gpu", "half", "known"),
+    [(True, True, GPU_SHARE), (True, False, GPU_SHARE), (False, True, CPU_HALF_SHARE), (False, False, CPU_SHARE)],
+)
+def test_the_share_of_the_peak_is_what_such_devices_reach_unless_told(on_gpu: bool, half: bool, known: float) -> None:
+    assert gpu(gpu=on_gpu, share=None).reached(half) == known
+    assert gpu(gpu=on_gpu, share=0.2).reached(half) == 0.2
 
 
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -211,7 +229,10 @@ def test_memory_is_the_most_that_any_training_needs(tmp_path: Path) -> None:
         ("bf16-mixed", False, True),
     ],
 )
-def test_precision_decides_the_peak(tmp_path: Path, precision: str, on_gpu: bool, half: bool) -> None:
+def test_precision_decides_the_peak(
+    tmp_path: Path, precision: str, on_gpu: bool, half: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
     section = planned(tmp_path, pretrain={"precision": precision})[0].section
     assert gpu(gpu=on_gpu).half(section, 128) is half
     named = devices("cpu", None, {"l4": 0.123})

@@ -23,15 +23,15 @@ def has(monkeypatch: pytest.MonkeyPatch, gpu: bool = False, amx: bool = False) -
     ("gpu", "amx", "width", "precision", "words"),
     [
         (False, False, 1024, FP32, "no matrix units"),
-        (False, True, 255, FP32, "pays from width 256"),
-        (False, True, 256, BF16, "this CPU has matrix units"),
+        (False, True, 127, FP32, "pays from width 128"),
+        (False, True, 128, BF16, "this CPU has matrix units"),
         (True, False, 32, BF16, "GPUs multiply bf16"),
     ],
 )
 def test_precision_follows_device_and_width(
     monkeypatch: pytest.MonkeyPatch, gpu: bool, amx: bool, width: int, precision: str, words: str
 ) -> None:
-    assert HALF_PAYS_FROM == 256
+    assert HALF_PAYS_FROM == 128
     has(monkeypatch, gpu, amx)
     made = choose(hardware(accelerator="auto"), width, same_shapes=True)
     assert (made.on_gpu, made.precision) == (gpu, precision)

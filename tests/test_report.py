@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 from lightning_modules.errors import PipelineError
 from lightning_modules.flops import parameters
 from stages.answers import Answers, Texts
-from stages.estimate_devices import CPU_SHARE
+from stages.estimate_devices import CPU_HALF_SHARE, CPU_SHARE
 from stages.estimate_trainings import trainings
 from stages.evaluate import analyse, summarise, write_predictions
 from stages.lineage import remember_latest
@@ -115,6 +115,7 @@ def write_upstream(root: Path) -> None:
         folder.mkdir(parents=True)
         numbers = {"steps": 600, "tokens": 2_400_000, "seconds": 71.5, "tokens_per_second": 33566.4, "best_step": 600}
         numbers |= {"flops": 5e12, "peak_flops": 2e11, "peak_memory": 9e8, "devices": 1, "on_gpu": False}
+        numbers["precision"] = "bf16-mixed" if name == "pretrained" else "32-true"
         numbers |= {"machine": GPUS if name == "pretrained" else CPU, "missing": 7 * (name == "question_answering")}
         (folder / "training.json").write_text(json.dumps(numbers | {"validation_loss": 2.345, "parameters": 4_000_000}))
         limits = {"max_source_tokens": 64, "max_target_tokens": 16}
@@ -362,10 +363,13 @@ def test_the_stage_writes_all_files_and_prints_the_table(root: Path) -> None:
 def test_estimates_stand_beside_what_it_took(root: Path) -> None:
     results = gather(root)
     planned = {one.name: one for one in trainings(load_params(SMALL))}
-    for name, training in (("pretrained", planned["pretrain"]), ("translation-scratch", planned["translation"])):
+    for name, training, share in (
+        ("pretrained", planned["pretrain"], CPU_HALF_SHARE),
+        ("translation-scratch", planned["translation"], CPU_SHARE),
+    ):
         flops, seconds, memory = (cost for cost in results.costs if cost.model == name)
         assert flops.estimated == pytest.approx(training.steps * training.flops)
-        assert seconds.estimated == pytest.approx(flops.estimated / 2e11 / CPU_SHARE)
+        assert seconds.estimated == pytest.approx(flops.estimated / 2e11 / share)
         assert (flops.taken, seconds.taken, memory.taken) == (5e12, 71.5, 9e8)
         assert memory.estimated > 16 * sum(parameters(training.config).values())  # weights, gradients, two averages
     html = page(results)

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lightning_modules.transformer import plain_attention
 from lightning_modules.transformer.config import TransformerConfig
-from lightning_modules.transformer.gradients import RMSNorm
+from lightning_modules.transformer.gradients import RMSNorm, learns
 from lightning_modules.transformer.linear import Linear
 from lightning_modules.transformer.masks import Visibility
 from lightning_modules.transformer.positions import rotate
@@ -100,6 +101,7 @@ class Attention(nn.Module):
         self.output = Linear(self.heads * width, config.d_model, bias=bias)
         self.query_norm = RMSNorm(width, eps=config.norm_eps) if config.qk_norm else None
         self.key_norm = RMSNorm(width, eps=config.norm_eps) if config.qk_norm else None
+        self.same_shapes = False  # whether batches have one shape, told by `expect_same_shapes`
 
     def forward(
         self,
@@ -131,15 +133,7 @@ class Attention(nn.Module):
         """Where each head looks: the softmax that `forward` never writes to memory, (B, H, L, S). For the eye."""
         q_BHLK = self._queries(x_BLD, turns, columns_BM)
         k_BHSK, _ = self._keys_and_values(x_BLD, memory_BSD, turns, None)
-        k_BHSK = k_BHSK.repeat_interleave(self.heads // self.groups, dim=1)
-        score_BHLS = q_BHLK @ k_BHSK.mT * (q_BHLK.shape[-1] ** -0.5 if self.scale is None else self.scale)
-        mask = visibility.score_mask
-        if mask is not None:
-            score_BHLS = score_BHLS + mask if mask.is_floating_point() else score_BHLS.masked_fill(~mask, float("-inf"))
-        if visibility.causal:
-            future_LS = torch.ones(score_BHLS.shape[-2:], dtype=torch.bool, device=x_BLD.device).triu(1)
-            score_BHLS = score_BHLS.masked_fill(future_LS, float("-inf"))
-        return score_BHLS.softmax(dim=-1)
+        return plain_attention.weights(q_BHLK, k_BHSK, visibility.score_mask, visibility.causal, self.scale)
 
     def _queries(self, x_BLD: Tensor, turns: tuple[Tensor, Tensor] | None, columns_BM: Tensor | None) -> Tensor:
         if columns_BM is not None:
@@ -165,8 +159,18 @@ class Attention(nn.Module):
         return k_BHSK, v_BHSK
 
     def _attend(self, q_BHLK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, visibility: Visibility) -> Tensor:
-        if visibility.apart is not None:
-            return visibility.apart.attend(q_BHLK, k_BHSK, v_BHSK, self._attend)
+        dropout = self.dropout if self.training else 0.0
+        apart, queries, keys = visibility.apart, q_BHLK.shape[2], v_BHSK.shape[2]
+        plain = self.same_shapes and apart is None and not dropout
+        if plain and plain_attention.is_faster(v_BHSK, queries, keys):
+            seen, causal = visibility.score_mask, visibility.causal
+            return plain_attention.attention(q_BHLK, k_BHSK, v_BHSK, seen, causal, self.scale)
+        if _is_slow_in_half(v_BHSK) and (apart is not None or queries * keys <= plain_attention.MOST_PAIRS):
+            with torch.autocast("cpu", enabled=False):
+                out_BHLK = self._attend(q_BHLK.float(), k_BHSK.float(), v_BHSK.float(), visibility)
+            return out_BHLK.to(v_BHSK.dtype)
+        if apart is not None:
+            return apart.attend(q_BHLK, k_BHSK, v_BHSK, self._attend)
         grouped = self.groups != self.heads
         if visibility.blocks is not None:
             bias_BHLS = visibility.bias_BHLS
@@ -192,7 +196,7 @@ class Attention(nn.Module):
             k_BHSK,
             v_BHSK,
             attn_mask=None if mask is None else mask.to(q_BHLK.dtype) if mask.is_floating_point() else mask,
-            dropout_p=self.dropout if self.training else 0.0,
+            dropout_p=dropout,
             is_causal=visibility.causal,
             scale=self.scale,
             enable_gqa=grouped,
@@ -210,6 +214,19 @@ class Attention(nn.Module):
     def _split(self, x_BLD: Tensor, heads: int) -> Tensor:
         """(B, L, H·K) → (B, L, H, K)."""
         return x_BLD.view(*x_BLD.shape[:2], heads, x_BLD.shape[2] // heads)
+
+
+def expect_same_shapes(model: nn.Module, on: bool) -> None:
+    """Whether the batches that are to come all have one shape: a CPU with matrix units has a faster way to learn them
+    (`plain_attention`), which takes long for each new one."""
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.same_shapes = on
+
+
+def _is_slow_in_half(v_BHSK: Tensor) -> bool:
+    """Whether a CPU is to learn in bfloat16: the kernel's gradient pays for each head and block of 32 queries then."""
+    return v_BHSK.dtype == torch.bfloat16 and v_BHSK.device.type == "cpu" and learns(v_BHSK)
 
 
 def columns(x_BLD: Tensor, columns_BM: Tensor) -> Tensor:

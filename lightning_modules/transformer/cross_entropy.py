@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from lightning_modules.transformer import matrix_units
 from lightning_modules.transformer.linear import scores
 
 PIECE = 512  # positions; from 256 to 1,024 are as fast on a CPU
@@ -62,7 +63,9 @@ class _Pieces(torch.autograd.Function):
             for start in range(0, len(hidden_ND), piece):
                 hidden_PD = hidden_ND[start : start + piece].to(dtype)
                 target_P1 = target_N[start : start + piece, None]
-                score_PW = scores(hidden_PD, weight_WD, bias_W)
+                if matrix_units.multiply(hidden_PD):
+                    hidden_PD = matrix_units.filled_up(hidden_PD)
+                score_PW = scores(hidden_PD, weight_WD, bias_W)[: len(target_P1)]
                 if score_PW.is_cuda:
                     nats, slope_PW = _compiled()(score_PW, target_P1, label_smoothing, entries, exact)
                 else:
@@ -132,7 +135,11 @@ class _Gradients:
         self.bias_W = None if bias_W is None else torch.zeros_like(bias_W, dtype=exact)
 
     def add(self, start: int, hidden_PD: Tensor, weight_WD: Tensor, slope_PW: Tensor) -> None:
-        self.hidden_ND[start : start + len(hidden_PD)] = slope_PW @ weight_WD
+        """Of the positions from `start` on; hidden vectors may have been filled up."""
+        end = start + len(slope_PW)
+        if len(hidden_PD) > len(slope_PW):
+            slope_PW = matrix_units.filled_up(slope_PW)
+        self.hidden_ND[start:end] = (slope_PW @ weight_WD)[: end - start]
         if slope_PW.dtype == self.weight_WD.dtype:
             torch.addmm(self.weight_WD, slope_PW.T, hidden_PD, out=self.weight_WD)
         else:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from lightning_modules.transformer import matrix_units
+
 MANY_ROWS, WIDE = 4096, 256  # from which oneDNN is the faster for rows and for their gradient
 ENTRIES = 4096  # of a vocabulary, from which it is for their scores
 
@@ -23,7 +25,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, I) → (…, O)."""
-        return self._parts(x, 1)[0] if self.has_many(x) else super().forward(x)
+        return self._parts(x, 1)[0] if self.has_many(x) else linear(x, self.weight, self.bias)
 
     def halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(…, I) → (…, O/2) twice, each in one piece of memory, as a gate reads them faster. For an x of many rows."""
@@ -37,6 +39,15 @@ class Linear(nn.Linear):
 
     def _parts(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
         return _ManyRows.apply(x, self.weight, self.bias, parts)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+    """(…, I) → (…, O), by torch."""
+    rows = x.numel() // max(x.shape[-1], 1)
+    if rows % matrix_units.ROWS and matrix_units.multiply(x):
+        x_NI = matrix_units.filled_up(x.reshape(rows, -1).to(torch.bfloat16))
+        return functional.linear(x_NI, weight_OI, bias_O)[:rows].view(*x.shape[:-1], -1)
+    return functional.linear(x, weight_OI, bias_O)
 
 
 def scores(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:

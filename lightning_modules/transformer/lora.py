@@ -6,10 +6,9 @@ products more a matrix while it learns; saved with `merged_state` it has none, a
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from lightning_modules.transformer.attention import Attention
-from lightning_modules.transformer.linear import Linear
+from lightning_modules.transformer.linear import Linear, linear
 from lightning_modules.transformer.model import Transformer
 from lightning_modules.transformer.stack import Stack
 
@@ -26,7 +25,7 @@ class LoraLinear(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, I) → (…, O)."""
-        return super().forward(x) + functional.linear(functional.linear(x, self.lora_a_RI), self.lora_b_OR)
+        return super().forward(x) + linear(linear(x, self.lora_a_RI, None), self.lora_b_OR, None)
 
 
 def add_lora(model: Transformer, rank: int) -> None:

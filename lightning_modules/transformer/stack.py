@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lightning_modules.transformer import plain_attention
 from lightning_modules.transformer.apart import apart
 from lightning_modules.transformer.attention import LayerCache
 from lightning_modules.transformer.config import TransformerConfig
@@ -194,7 +195,10 @@ class Stack(nn.Module):
             # Nor is the gradient of a learned bias trusted to it.
             whole, wide = columns % FLEX_BLOCK == 0, self.config.width_of_heads >= FLEX_FROM
             return "flex" if whole and wide and self.config.positions != "relative" else "mask"
-        return "apart" if columns >= APART_FROM and not torch.compiler.is_compiling() else "mask"
+        if columns < APART_FROM or torch.compiler.is_compiling():
+            return "mask"
+        whole = self.last.attention.same_shapes and plain_attention.is_faster(x_BLD, columns, columns)
+        return "mask" if whole else "apart"
 
 
 @cache
