@@ -46,6 +46,7 @@ ENTRIES = {
     ),
     "pairs": (
         *_OURS,
+        "peer_ours.OURS_BY_HARDWARE",
         "peer_huggingface.MARIAN",
         "peer_huggingface.MARIAN_GROUPED",
         "peer_huggingface.BART_PLAIN",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_modules.transformer.attention import expect_same_shapes
 from lightning_modules.transformer.cross_entropy import PIECE, linear_cross_entropy
 from lightning_modules.transformer.linear import Linear, linear
 from lightning_modules.transformer.matrix_units import ROWS, filled_up, multiply
@@ -69,8 +70,10 @@ def test_a_loss_of_any_number_of_positions(positions: int, smoothing: float) -> 
         assert (one - other).norm() < 0.02 * other.norm()
 
 
-def test_batches_of_all_shapes_make_products_of_few() -> None:
+@pytest.mark.parametrize("same_shapes", [False, True])
+def test_batches_of_all_shapes_make_products_of_few(same_shapes: bool) -> None:
     net = model()
+    expect_same_shapes(net, same_shapes)
     with Products() as products, torch.autocast("cpu", torch.bfloat16):
         seen = []
         for length in range(5, 25):
@@ -79,7 +82,7 @@ def test_batches_of_all_shapes_make_products_of_few() -> None:
             out.float().sum().backward()
             seen.append(len(products.shapes))
     assert seen[0] > 0
-    assert seen[-1] == seen[0]
+    assert (seen[-1] == seen[0]) != same_shapes, "rows are filled up where it was not told that all are alike"
 
 
 def test_only_products_of_bfloat16_on_such_cpus_are_filled_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -217,10 +217,10 @@ class Attention(nn.Module):
 
 
 def expect_same_shapes(model: nn.Module, on: bool) -> None:
-    """Whether the batches that are to come all have one shape: a CPU with matrix units has a faster way to learn them
-    (`plain_attention`), which takes long for each new one."""
+    """Whether the batches that are to come all have one shape, which a CPU with matrix units learns faster
+    (`plain_attention`), and for which no rows need to be filled up (`matrix_units`)."""
     for module in model.modules():
-        if isinstance(module, Attention):
+        if isinstance(module, Attention | Linear):
             module.same_shapes = on
 
 

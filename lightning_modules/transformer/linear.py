@@ -23,9 +23,13 @@ ENTRIES = 4096  # of a vocabulary, from which it is for their scores
 class Linear(nn.Linear):
     """`nn.Linear`, but for how it is computed."""
 
+    same_shapes = False  # whether batches have one shape, told by `expect_same_shapes`
+
     def forward(self, x: Tensor) -> Tensor:
         """(…, I) → (…, O)."""
-        return self._parts(x, 1)[0] if self.has_many(x) else linear(x, self.weight, self.bias)
+        if self.has_many(x):
+            return self._parts(x, 1)[0]
+        return super().forward(x) if self.same_shapes else linear(x, self.weight, self.bias)
 
     def halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(…, I) → (…, O/2) twice, each in one piece of memory, as a gate reads them faster. For an x of many rows."""
@@ -42,7 +46,7 @@ class Linear(nn.Linear):
 
 
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-    """(…, I) → (…, O), by torch."""
+    """(…, I) → (…, O), by torch; for any number of rows."""
     rows = x.numel() // max(x.shape[-1], 1)
     if rows % matrix_units.ROWS and matrix_units.multiply(x):
         x_NI = matrix_units.filled_up(x.reshape(rows, -1).to(torch.bfloat16))
