@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
-HALF_PAYS_FROM = 128  # width of a model: bf16 on a CPU's matrix units takes 0.7 to 0.8 of fp32's time there, 0.9 at 64
+# Width of a model: bf16 on a CPU's matrix units takes 0.7 to 0.9 of fp32's time there, 0.8 to 1.0 at 64
+# (`python -m benchmarks.precision`).
+HALF_PAYS_FROM = 128
 
 
 @dataclass(frozen=True)

@@ -47,11 +47,11 @@ class Linear(nn.Linear):
 
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
     """(…, I) → (…, O), by torch; for any number of rows."""
-    rows = x.numel() // max(x.shape[-1], 1)
-    if rows % matrix_units.ROWS and matrix_units.multiply(x):
-        x_NI = matrix_units.filled_up(x.reshape(rows, -1).to(torch.bfloat16))
-        return functional.linear(x_NI, weight_OI, bias_O)[:rows].view(*x.shape[:-1], -1)
-    return functional.linear(x, weight_OI, bias_O)
+    if not matrix_units.multiply(x):
+        return functional.linear(x, weight_OI, bias_O)
+    x_NI = x.reshape(-1, x.shape[-1])
+    out_NO = functional.linear(matrix_units.filled_up(x_NI.to(torch.bfloat16)), weight_OI, bias_O)[: len(x_NI)]
+    return out_NO.view(*x.shape[:-1], out_NO.shape[-1])
 
 
 def scores(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
