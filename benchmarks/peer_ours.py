@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytorch_lightning as pl
@@ -49,7 +50,7 @@ NEVER = 10**9  # steps
 _PRESETS = {"decoder": "llama-style", "masked": "bert-base", "pairs": "vaswani-base", "spans": "vaswani-base"}
 
 
-def config(work: Work, parts: str = "") -> TransformerConfig:
+def config(work: Work, parts: str = "", **changes: Any) -> TransformerConfig:
     """The architecture that the peers of this work have, too; `parts`: of another preset than the work's own."""
     parts = parts or _PRESETS[work.kind]
     return preset(
@@ -64,12 +65,13 @@ def config(work: Work, parts: str = "") -> TransformerConfig:
         max_length=work.length,
         dropout=0.0,
         attention_dropout=0.0,
+        **changes,
     )
 
 
-def make(work: Work, parts: str = "") -> nn.Module:
+def make(work: Work, parts: str = "", **changes: Any) -> nn.Module:
     """Our model."""
-    return new_model(config(work, parts), work.seed)
+    return new_model(config(work, parts, **changes), work.seed)
 
 
 def _write_store(folder: Path, texts: Sequence[Ids], work: Work) -> TokenStore:
@@ -226,5 +228,8 @@ OURS = Contestant("ours", make, train)
 OURS_JOINED = Contestant("ours, rows joined as theirs", make, partial(train, packing="joined"))
 # Learned positions, GELU and LayerNorm: fewer passes over memory than rotary positions, gates and RMSNorm.
 OURS_GPT = Contestant("ours with GPT-2's parts", partial(make, parts="gpt2"), train)
+OURS_NANOGPT = Contestant(
+    "ours with nanoGPT's parts", partial(make, parts="gpt2", activation="gelu", bias=False), train
+)
 OURS_BY_HARDWARE = Contestant("ours, precision by hardware", make, partial(train, precision="auto"))
 OURS_BARE = Contestant("ours, bare loop", make, train_bare)

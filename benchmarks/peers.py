@@ -22,8 +22,11 @@ from benchmarks.peer_tools import WORKS, Clock, Contestant, Work, parameters
 
 ROUNDS, THREADS = 3, 2
 JOEYNMT = "peer_joeynmt.JOEYNMT"
-# Ours with GPT-2's parts, and the peers that have these: the same arithmetic, where Llama's parts have more of it.
-GPT_CLASS = ("peer_ours.OURS_GPT", "peer_huggingface.GPT2", "peer_torch.NANOGPT", "peer_torch.TORCH_DECODER")
+# Ours with the parts of peers, and these: the same arithmetic, where Llama's parts have more of it.
+SAME_PARTS = (
+    ("peer_ours.OURS_GPT", "peer_huggingface.GPT2", "peer_torch.TORCH_DECODER"),
+    ("peer_ours.OURS_NANOGPT", "peer_torch.NANOGPT"),
+)
 _OURS = ("peer_ours.OURS", "peer_ours.OURS_BARE")
 # In modules that import what they need, so that only a contestant's own process does. Ours is what all are divided by.
 ENTRIES = {
@@ -32,7 +35,8 @@ ENTRIES = {
         "peer_ours.OURS_JOINED",
         "peer_ours.OURS_BY_HARDWARE",
         "peer_huggingface.LLAMA",
-        *GPT_CLASS,
+        *SAME_PARTS[0],
+        *SAME_PARTS[1],
         "peer_torch.X_DECODER",
     ),
     "masked": (
@@ -183,9 +187,10 @@ def main() -> None:
     print(table(names, sizes, rates))
     if shares:
         print(f"\nours, the faster way: {statistics.median(shares):.2f} of the peak of a matrix product")
-    if same_parts := {entry: rates[entry] for entry in GPT_CLASS if entry in rates}:
-        print("\nwith the same parts\n")
-        print(table(names, sizes, same_parts))
+    for ours, *theirs in SAME_PARTS:
+        if beside := [entry for entry in theirs if entry in rates]:
+            print("\nwith the same parts\n")
+            print(table(names, sizes, {entry: rates[entry] for entry in (ours, *beside)}))
 
 
 if __name__ == "__main__":

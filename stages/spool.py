@@ -164,6 +164,9 @@ class Spool(Journal):
 
     def remove(self) -> None:
         """Deletes the spool, once all of it was sent."""
+        gone = self.folder.with_name(uuid.uuid4().hex)  # a name that nobody looks at: whose lock is deleted looks dead
+        with suppress(OSError):
+            self.folder = self.folder.rename(gone)
         shutil.rmtree(self.folder, ignore_errors=True)
         self.release()
 

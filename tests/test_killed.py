@@ -61,6 +61,7 @@ def fine_tuning(**changes: Any) -> Settings:
 # A stage, its output, its settings, the steps from a checkpoint to the next: those of the first lie between epochs.
 CASES = {
     "pre-training": (PRETRAIN, "pretrained", pre_training(checkpoint_every=EPOCH), EPOCH),
+    "in half precision": (PRETRAIN, "pretrained", pre_training(checkpoint_every=EPOCH, precision="bf16-mixed"), EPOCH),
     "fine-tuning": (SCRATCH, "translation-scratch", fine_tuning(), 4),
     "two processes": (SCRATCH, "translation-scratch", fine_tuning(devices=2), 4),
 }
