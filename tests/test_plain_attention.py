@@ -65,8 +65,7 @@ def test_gradients_are_off_by_twice_what_the_fused_kernels_are(length: int, caus
     exact = [out, *torch.autograd.grad((out * weighting).sum(), inputs)]
     theirs = errors(fused, given, weighting, exact)
     ours = errors(lambda q, k, v: plain_attention.attention(q, k, v, None, causal, None), given, weighting, exact)
-    assert max(theirs[1:]) < 0.005
-    assert max(ours) < 0.01
+    assert max(theirs[1:]) < max(ours[1:]) < 0.01
 
 
 @pytest.mark.usefixtures("_matrix_units")
