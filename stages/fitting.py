@@ -11,7 +11,7 @@ from lightning_modules.checkpoint_files import newest_checkpoint
 from lightning_modules.datamodule import Batches, TextDataModule
 from lightning_modules.errors import Interrupted
 from lightning_modules.guards import StepGuard
-from lightning_modules.hardware import Hardware, choose
+from lightning_modules.hardware import Choice, Hardware, choose
 from lightning_modules.lightning import pl
 from lightning_modules.model_folder import Model
 from lightning_modules.module import TransformerModule
@@ -90,12 +90,7 @@ def _try(
     if start:
         resumed_from = int(start.stem.removeprefix("step-"))
         print(f"{job.name}: going on from step {resumed_from} ({start})", flush=True)
-    print(
-        f"{job.name}: {count_parameters(model):,} parameters on {trainer.world_size} × {trainer.accelerator.name()}; "
-        f"{choice.precision}: {choice.precision_reason}; "
-        f"{'compiled' if choice.compiled else 'not compiled'}: {choice.compile_reason}",
-        flush=True,
-    )
+    _tell_choice(job.name, model, trainer, choice)
     module = TransformerModule(trained, job.recipe, job.score)
     data = TextDataModule(Skipping(train, left_out(folder)), validation)
     trainer.fit(module, data, ckpt_path=start, weights_only=True)
@@ -108,6 +103,15 @@ def _try(
     if trained is not model and (whole := whole_state(trained)):
         model.load_state_dict(whole)
     return telling, checkpoints, resumed_from
+
+
+def _tell_choice(name: str, model: Model, trainer: pl.Trainer, choice: Choice) -> None:
+    print(
+        f"{name}: {count_parameters(model):,} parameters on {trainer.world_size} × {trainer.accelerator.name()}; "
+        f"{choice.precision}: {choice.precision_reason}; "
+        f"{'compiled' if choice.compiled else 'not compiled'}: {choice.compile_reason}",
+        flush=True,
+    )
 
 
 def try_mean(trainer: pl.Trainer, module: TransformerModule, data: TextDataModule, folder: Path) -> None:

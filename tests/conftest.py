@@ -53,6 +53,12 @@ def _tracking_uri_is_left_as_it_was() -> Iterator[None]:
         os.environ["MLFLOW_TRACKING_URI"] = before
 
 
+@pytest.fixture
+def matrix_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU that says it has them (AMX); products of bfloat16 are the same numbers without."""
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: True)
+
+
 @pytest.fixture(scope="session")
 def fresh_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty database, made once: creating one takes seconds."""

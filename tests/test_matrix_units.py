@@ -14,13 +14,8 @@ from lightning_modules.transformer.cross_entropy import PIECE, linear_cross_entr
 from lightning_modules.transformer.linear import Linear, linear
 from lightning_modules.transformer.matrix_units import ROWS, filled_up, multiply
 
+pytestmark = pytest.mark.usefixtures("matrix_units")
 INPUTS, OUTPUTS = 24, 40
-
-
-@pytest.fixture(autouse=True)
-def _matrix_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CPU that says it has them; products of bfloat16 are the same numbers without."""
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
 
 
 class Products(TorchDispatchMode):

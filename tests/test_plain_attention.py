@@ -20,12 +20,6 @@ ROWS, HEADS, WIDTH = 2, 4, 64
 
 
 @pytest.fixture
-def _matrix_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CPU that says it has them; products of bfloat16 are the same numbers without."""
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-
-
-@pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
     """In which precision torch's own attention is asked."""
     asked: list[torch.dtype] = []
@@ -52,7 +46,9 @@ def errors(way: Any, given: list[Tensor], weighting: Tensor, exact: list[Tensor]
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("length", [64, 512])
-def test_gradients_are_off_by_twice_what_the_fused_kernels_are(length: int, causal: bool) -> None:
+def test_gradients_are_off_by_less_than_two_and_a_half_times_what_the_fused_kernels_are(
+    length: int, causal: bool
+) -> None:
     torch.manual_seed(0)
     given = [1.5 * torch.randn(ROWS, HEADS, length, WIDTH).bfloat16() for _ in range(3)]
     weighting = torch.randn(ROWS, HEADS, length, WIDTH).bfloat16()
@@ -65,10 +61,11 @@ def test_gradients_are_off_by_twice_what_the_fused_kernels_are(length: int, caus
     exact = [out, *torch.autograd.grad((out * weighting).sum(), inputs)]
     theirs = errors(fused, given, weighting, exact)
     ours = errors(lambda q, k, v: plain_attention.attention(q, k, v, None, causal, None), given, weighting, exact)
-    assert max(theirs[1:]) < max(ours[1:]) < 0.01
+    assert max(ours) < 0.01
+    assert max(ours[1:]) < 2.5 * max(theirs[1:])
 
 
-@pytest.mark.usefixtures("_matrix_units")
+@pytest.mark.usefixtures("matrix_units")
 def test_it_is_for_learning_in_half_precision_on_cpus_with_matrix_units(monkeypatch: pytest.MonkeyPatch) -> None:
     full = torch.zeros(1, requires_grad=True)
     half = full.bfloat16()
@@ -85,7 +82,7 @@ def test_it_is_for_learning_in_half_precision_on_cpus_with_matrix_units(monkeypa
     assert not plain_attention.is_faster(half, 512, 512)
 
 
-@pytest.mark.usefixtures("_matrix_units")
+@pytest.mark.usefixtures("matrix_units")
 @pytest.mark.parametrize(("same_shapes", "dropout"), [(True, 0.0), (True, 0.5), (False, 0.0)])
 def test_it_is_left_to_torch_where_shapes_differ_or_weights_are_dropped(
     kernels: list[torch.dtype], same_shapes: bool, dropout: float
@@ -97,7 +94,7 @@ def test_it_is_left_to_torch_where_shapes_differ_or_weights_are_dropped(
     assert kernels == ([] if same_shapes and not dropout else [torch.float32])
 
 
-@pytest.mark.usefixtures("_matrix_units")
+@pytest.mark.usefixtures("matrix_units")
 @pytest.mark.parametrize(
     ("columns", "same_shapes", "used"),
     [(APART_FROM, True, set()), (APART_FROM, False, {torch.float32}), (600, True, {torch.float32})],

@@ -29,7 +29,9 @@ class Linear(nn.Linear):
         """(…, I) → (…, O)."""
         if self.has_many(x):
             return self._parts(x, 1)[0]
-        return super().forward(x) if self.same_shapes else linear(x, self.weight, self.bias)
+        if torch.is_autocast_enabled("cpu") and not self.same_shapes:  # asked first: decoding is never under it
+            return linear(x, self.weight, self.bias)
+        return super().forward(x)
 
     def halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(…, I) → (…, O/2) twice, each in one piece of memory, as a gate reads them faster. For an x of many rows."""
