@@ -57,7 +57,9 @@ def apart(of_queries_BL: Tensor, of_keys_BS: Tensor, real_BL: Tensor | None, rea
 
     A document's columns follow each other. One that has no keys sees nothing: its queries get zeros.
     """
-    (start_N, length_N, document_N), keys = _runs(of_queries_BL, real_BL), _runs(of_keys_BS, real_BS)
+    numbers = 1 + int(torch.maximum(of_queries_BL.max(), of_keys_BS.max()))
+    start_N, length_N, document_N = _runs(of_queries_BL, real_BL, numbers)
+    keys = _runs(of_keys_BS, real_BS, numbers)
     matching = {document: (start, length) for start, length, document in zip(*keys, strict=True)}
     documents = [
         ((start, length), matching.get(document, (0, 0)))
@@ -83,10 +85,13 @@ def apart(of_queries_BL: Tensor, of_keys_BS: Tensor, real_BL: Tensor | None, rea
     return Apart(_moves(queries, of_queries_BL.numel()), _moves(keys_, of_keys_BS.numel()), visibilities)
 
 
-def _runs(documents_BL: Tensor, real_BL: Tensor | None) -> tuple[list[int], list[int], list[int]]:
-    """Of each document: its first column of all B·L, its length, and a number that no other of the batch has."""
+def _runs(documents_BL: Tensor, real_BL: Tensor | None, numbers: int) -> tuple[list[int], list[int], list[int]]:
+    """Of each document: its first column of all B·L, its length, and a number that no other of the batch has.
+
+    A row's own numbers are below `numbers`, the same for queries and keys, or they would not find each other.
+    """
     rows_B1 = torch.arange(len(documents_BL))[:, None]
-    number_BL = documents_BL + rows_B1 * (int(documents_BL.max()) + 1)
+    number_BL = documents_BL + rows_B1 * numbers
     if real_BL is not None:
         number_BL = number_BL.masked_fill(~real_BL, -1)
     number_N, length_N = torch.unique_consecutive(number_BL, return_counts=True)
