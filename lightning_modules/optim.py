@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lightning_modules.transformer.attention import Attention
 from lightning_modules.transformer.layers import FeedForward
+from lightning_modules.transformer.lora import LoraLinear
 
 
 def _left(step: float, start: float, steps: int) -> float:
@@ -46,7 +47,10 @@ def adamw(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.
 
 
 def muon(model: nn.Module, learning_rate: float, weight_decay: float) -> "MuonAndAdamW":
-    """Muon for the matrices inside the blocks, `adamw` for all else: embeddings, heads, norms, biases, positions."""
+    """Muon for the matrices inside the blocks, `adamw` for all else: embeddings, heads, norms, biases, positions.
+
+    And for LoRA's updates, where the matrices are frozen.
+    """
     matrices = _matrices(model)
     decayed, kept = _groups(model, weight_decay)
     decayed["params"] = [weight for weight in decayed["params"] if weight not in matrices]
@@ -144,6 +148,8 @@ def _adamw(groups: list[dict[str, Any]], learning_rate: float) -> torch.optim.Ad
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """All parameters in two groups. Only what multiplies decays: no norm, bias or table of vectors."""
     decayed = [module.weight for module in model.modules() if isinstance(module, nn.Linear | nn.Conv1d)]
+    updated = [module for module in model.modules() if isinstance(module, LoraLinear)]
+    decayed += [update for module in updated for update in (module.lora_a_RI, module.lora_b_OR)]
     matrices = {id(weight) for weight in decayed}
     kept = [parameter for parameter in model.parameters() if id(parameter) not in matrices]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]

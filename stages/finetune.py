@@ -98,6 +98,8 @@ def materials(params: Params, task: str, from_scratch: bool) -> tuple[Model, Tex
         _restrict(model, section)
     if isinstance(model, Encoder):
         model = Classifier(model, _labels(tokens)) if TASKS[task].kind == "class" else SpanReader(model)
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise PipelineError(f"finetune.freeze_layers: of {task}'s model nothing is left to learn: lower it")
     longest = own.max_source_tokens, own.max_target_tokens
 
     def pairs(split: str) -> TextPairs:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_modules.transformer import cross_entropy
 from lightning_modules.transformer.cross_entropy import linear_cross_entropy
@@ -51,6 +52,29 @@ def test_scores_however_far_apart_give_no_infinity(scale: float) -> None:
         torch.autograd.grad(ours, factors), torch.autograd.grad(plain(factors, target_N, 0.0), factors), strict=True
     ):
         torch.testing.assert_close(one, other, atol=1e-4 * scale, rtol=1e-4)
+
+
+class Products(TorchDispatchMode):
+    """Counts products of matrices."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("weight_learns", "bias_learns"), [(True, True), (True, False), (False, True), (False, False)])
+def test_a_frozen_matrix_costs_no_product(weight_learns: bool, bias_learns: bool) -> None:
+    factors, target_N = drawn(2 * PIECE)
+    factors[1].requires_grad_(weight_learns)
+    factors[2].requires_grad_(bias_learns)
+    with Products() as products:
+        ours = linear_cross_entropy(factors[0], factors[1], factors[2], target_N, 0.1)
+    assert products.count == (2 * 3 if weight_learns else 2 * 2)
+    learned = [factor for factor in factors if factor.requires_grad]
+    got, wanted = (torch.autograd.grad(loss, learned) for loss in (ours, plain(factors, target_N, 0.1)))
+    torch.testing.assert_close(got, wanted, atol=1e-11, rtol=1e-9)
 
 
 def test_it_can_be_asked_twice_and_for_nothing() -> None:

@@ -41,6 +41,7 @@ def here(
 ) -> None:
     """Makes a workspace the present folder, an encoder pre-trained for a step, and `rows` the task's data."""
     objective = {"objective": "masked_lm", "packing": "best_fit", "steps": 1, "warmup_steps": 1, "checkpoint_every": 50}
+    objective |= changes.pop("pretrain", {})
     model = {"preset": "small-encoder", "max_length": 128} | changes.pop("model", {})
     tuning = SHORT | changes.pop("finetune", {})
     shipped = "question_answering"
@@ -189,6 +190,22 @@ def test_what_is_frozen_comes_out_as_it_was_and_the_control_learns_all(
         _with(tmp_path / "run", lora_rank=32)
     with pytest.raises(PipelineError, match=r"finetune\.lora_rank: strategy tensor_parallel"):
         _with(tmp_path / "run", strategy="tensor_parallel")
+
+
+def test_a_model_of_which_nothing_learns_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here(
+        tmp_path / "run",
+        monkeypatch,
+        "classification",
+        kinds_of_sentences(),
+        steps=6,
+        model={"preset": "small-encoder-decoder", "encoder_layers": 2, "decoder_layers": 2},
+        pretrain={"objective": "span_corruption"},
+        finetune={"lora_rank": 2, "freeze_layers": 2},
+    )
+    with pytest.raises(PipelineError, match=r"finetune\.freeze_layers: of classification's model nothing is left"):
+        materials(load_params(), "classification", from_scratch=False)
+    materials(load_params(), "classification", from_scratch=True)
 
 
 def _with(root: Path, **changes: Any) -> None:

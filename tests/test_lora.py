@@ -98,6 +98,8 @@ def test_optimisers_take_what_is_frozen_and_keep_nothing_of_it(name: str) -> Non
         loss_of(ours).backward()
         optimizer.step()
     learning = {n for n, weight in ours.named_parameters() if weight.requires_grad}
+    decaying = {id(weight) for group in optimizer.param_groups if group["weight_decay"] for weight in group["params"]}
+    assert {id(ours.get_parameter(n)) for n in learning} <= decaying
     assert len(optimizer.state) == len(learning)
     assert {n for n, weight in ours.named_parameters() if not torch.equal(weight, before[n])} == learning
 

@@ -59,7 +59,10 @@ class _Pieces(torch.autograd.Function):
             if empty:
                 weight_WD = functional.pad(weight_WD, (0, 0, 0, empty))
                 bias_W = None if bias_W is None else functional.pad(bias_W, (0, empty))
-            gradients = _Gradients(hidden_ND, weight_WD, bias_W, exact) if learns else None
+            # Of a frozen matrix (LoRA, frozen embeddings that are tied) neither memory nor a product is spent.
+            _, to_weight, to_bias = ctx.needs_input_grad[:3]
+            learning = weight_WD if to_weight else None, bias_W if to_bias else None
+            gradients = _Gradients(hidden_ND, *learning, exact) if learns else None
             for start in range(0, len(hidden_ND), piece):
                 hidden_PD = hidden_ND[start : start + piece].to(dtype)
                 target_P1 = target_N[start : start + piece, None]
@@ -74,7 +77,7 @@ class _Pieces(torch.autograd.Function):
                 if gradients is not None:
                     gradients.add(start, hidden_PD, weight_WD, slope_PW.to(dtype))
         if gradients is not None:
-            to_weight_VD = gradients.weight_WD[:entries].to(weight_VD.dtype)
+            to_weight_VD = None if gradients.weight_WD is None else gradients.weight_WD[:entries].to(weight_VD.dtype)
             to_bias_V = None if gradients.bias_W is None else gradients.bias_W[:entries]
             ctx.save_for_backward(gradients.hidden_ND, to_weight_VD, to_bias_V)
         return loss
@@ -127,11 +130,11 @@ def _compiled() -> Callable[..., tuple[Tensor, Tensor]]:
 
 
 class _Gradients:
-    """Gradients of a sum of cross-entropies, gathered piece by piece."""
+    """Gradients of a sum of cross-entropies, gathered piece by piece: by hidden vectors, and by what else learns."""
 
-    def __init__(self, hidden_ND: Tensor, weight_WD: Tensor, bias_W: Tensor | None, exact: torch.dtype) -> None:
+    def __init__(self, hidden_ND: Tensor, weight_WD: Tensor | None, bias_W: Tensor | None, exact: torch.dtype) -> None:
         self.hidden_ND = torch.empty_like(hidden_ND)
-        self.weight_WD = torch.zeros_like(weight_WD, dtype=exact)
+        self.weight_WD = None if weight_WD is None else torch.zeros_like(weight_WD, dtype=exact)
         self.bias_W = None if bias_W is None else torch.zeros_like(bias_W, dtype=exact)
 
     def add(self, start: int, hidden_PD: Tensor, weight_WD: Tensor, slope_PW: Tensor) -> None:
@@ -140,9 +143,9 @@ class _Gradients:
         if len(hidden_PD) > len(slope_PW):
             slope_PW = matrix_units.filled_up(slope_PW)
         self.hidden_ND[start:end] = (slope_PW @ weight_WD)[: end - start]
-        if slope_PW.dtype == self.weight_WD.dtype:
+        if self.weight_WD is not None and slope_PW.dtype == self.weight_WD.dtype:
             torch.addmm(self.weight_WD, slope_PW.T, hidden_PD, out=self.weight_WD)
-        else:
+        elif self.weight_WD is not None:
             self.weight_WD += slope_PW.T @ hidden_PD
         if self.bias_W is not None:
             self.bias_W += slope_PW.sum(dim=0)
