@@ -3,12 +3,9 @@
 Keys and values are cached, finished texts leave the batch: the cost is that of the tokens written.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from lightning_modules.batching import pad
 from lightning_modules.search.beam_search import beam_search
 from lightning_modules.search.options import Decoding, Hypothesis
 from lightning_modules.search.sampling import draws, write
@@ -24,20 +21,17 @@ def decode(
     source_BS: Tensor,
     real_BS: Tensor | None,
     decoding: Decoding,
-    prefixes: Sequence[Sequence[int]] | None = None,
 ) -> list[list[Hypothesis]]:
     """`decoding.answers` texts for each source, best first.
 
-    Each text begins with the source's ids in `prefixes`, which are part of it and of its score, and count in
-    `max_tokens`. Learned positions end at `max_length`, and so does what is written with them.
+    Learned positions end at `max_length`, and so does what is written with them.
     """
     state = model.begin(source_BS, real_BS)
     first_B1 = torch.full((len(source_BS), 1), model.config.bos_id, device=source_BS.device)
-    forced_BP = torch.from_numpy(pad(prefixes or [[]] * len(source_BS), -1)).to(source_BS.device)
     most = _room(model, state, decoding.max_tokens)
     if decoding.beams > 1:
-        return beam_search(model, state, first_B1, most, decoding, forced_BP)
-    return write(model, state, first_B1, most, decoding, forced_BP, draws(source_BS, real_BS, decoding, most))
+        return beam_search(model, state, first_B1, most, decoding)
+    return write(model, state, first_B1, most, decoding, draws(source_BS, real_BS, decoding, most))
 
 
 @torch.inference_mode()
@@ -56,8 +50,7 @@ def greedy(
     state = model.begin(source_BS, real_BS)
     if first_B1 is None:
         first_B1 = torch.full((len(source_BS), 1), model.config.bos_id, device=source_BS.device)
-    most, nothing_B0 = _room(model, state, max_tokens), torch.empty_like(source_BS[:, :0])
-    written = write(model, state, first_B1, most, Decoding(max(max_tokens, 1)), nothing_B0)
+    written = write(model, state, first_B1, _room(model, state, max_tokens), Decoding(max(max_tokens, 1)))
     return [texts[0].ids for texts in written]
 
 

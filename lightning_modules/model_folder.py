@@ -23,8 +23,9 @@ Model = Encoder | Decoder | EncoderDecoder | SpanReader | Classifier
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """Hex digest of a file, read piece by piece."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save_model(

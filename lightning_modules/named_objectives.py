@@ -9,7 +9,6 @@ from itertools import count
 from tokenizers import Tokenizer
 
 from lightning_modules.errors import PipelineError
-from lightning_modules.model_folder import special_id
 from lightning_modules.objectives import CausalLM, Denoising, MaskedLM, Mixture, Objective, PrefixLM, SpanCorruption
 from lightning_modules.transformer.config import OBJECTIVES
 from lightning_modules.vocabulary import sentence_ends, special_count, word_starts
@@ -37,7 +36,13 @@ def make_objective(
 
 def _make_one(name: str, rate: float, mean: float, whole_words: bool, tokenizer: Tokenizer) -> Objective:
     def token(text: str) -> int:
-        return special_id(tokenizer, text)
+        number = tokenizer.token_to_id(text)
+        if number is None:
+            raise PipelineError(
+                f"pretrain.objective: {name} needs {text}, which only tokenizers made here are sure to have: take a "
+                "published model as it is (pretrain.steps: 0), or causal_lm or prefix_lm, which need no special tokens"
+            )
+        return int(number)
 
     match name:
         case "causal_lm":
@@ -50,8 +55,9 @@ def _make_one(name: str, rate: float, mean: float, whole_words: bool, tokenizer:
             return MaskedLM(rate, token("<mask>"), token("<pad>"), special_count(tokenizer), entries, starts)
         case "span_corruption":
             first = token("<extra_id_0>")
-            sentinels = next(n for n in count() if tokenizer.token_to_id(f"<extra_id_{n}>") != first + n)
-            return SpanCorruption(rate, mean, first, sentinels, token("</s>"))
+            step = -1 if tokenizer.token_to_id("<extra_id_1>") == first - 1 else 1  # T5's own stand in falling order
+            sentinels = next(n for n in count() if tokenizer.token_to_id(f"<extra_id_{n}>") != first + step * n)
+            return SpanCorruption(rate, mean, first, sentinels, token("</s>"), step)
         case _:
             ends = sentence_ends(tokenizer)
             return Denoising(rate, mean, token("<mask>"), token("<pad>"), token("</s>"), ends)

@@ -130,6 +130,7 @@ class SpanCorruption(Objective):
     first_sentinel: int
     sentinels: int
     eos_id: int
+    sentinel_step: int = 1  # from the id of a sentinel to that of the next; -1 in T5's own vocabulary
 
     def spans_and_noise(self, length: int) -> tuple[int, int]:
         """(spans, hidden tokens) in a row: at least one of each, one token left to see where there are two or more."""
@@ -156,7 +157,7 @@ class SpanCorruption(Objective):
         stretch_BL = np.cumsum(begins_BL, axis=1)
         hidden_BL = stretch_BL % 2 == 1
         starts_BL = hidden_BL & (begins_BL == 1)
-        sentinel_BL = self.first_sentinel + stretch_BL // 2
+        sentinel_BL = self.first_sentinel + self.sentinel_step * (stretch_BL // 2)
 
         in_source_BL = ~hidden_BL | starts_BL
         # Each position offers (its sentinel, its token); a span's start takes both, the rest of the span the token.

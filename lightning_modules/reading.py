@@ -79,7 +79,8 @@ def answer_spans(
 ) -> list[SpanAnswer]:
     """The answer of each source "question: … context: …", in windows of `longest` tokens, of `most` tokens at most.
 
-    With a `threshold` a source may have none: where the best span's score exceeds that of no answer by no more.
+    A span of white space alone is no answer. With a `threshold` a source may have none: where the best span's score
+    exceeds that of no answer by no more.
     """
     encodings = tokenizer.encode_batch(list(texts), add_special_tokens=False)
     contexts = [tokens_before(found.offsets, context_begin(text)) for text, found in zip(texts, encodings, strict=True)]
@@ -88,11 +89,12 @@ def answer_spans(
     answers = []
     for text, found, span in zip(texts, encodings, spans, strict=True):
         margin = span.score - span.null
-        if span.score == _NOTHING or (threshold is not None and margin <= threshold):
+        none = span.score == _NOTHING or (threshold is not None and margin <= threshold)
+        begin, end = (0, 0) if none else (found.offsets[span.first][0], found.offsets[span.last][1])
+        stripped = text[begin:end].strip()  # a token may begin with the space before its word
+        if not stripped:  # white space alone is no answer either
             answers.append(SpanAnswer("", 0, 0, margin, span.null_probability))
             continue
-        begin, end = found.offsets[span.first][0], found.offsets[span.last][1]
-        stripped = text[begin:end].strip()  # a token may begin with the space before its word
         begin = text.index(stripped, begin)
         answers.append(SpanAnswer(stripped, begin, begin + len(stripped), margin, span.probability))
     return answers

@@ -5,6 +5,7 @@ In batches of similar length. Decoding takes the time where texts are written; e
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
@@ -23,6 +24,35 @@ Done = Callable[[int], object]
 
 def _nothing(count: int) -> None:
     """Nobody wants to know."""
+
+
+class Usage(NamedTuple):
+    """How a task uses a model, as the config.json beside it says."""
+
+    max_source: int  # tokens of a source, </s> included; of a longer one the end is lost, or the beginning (`keep_end`)
+    decoding: Decoding
+    keep_end: bool
+    threshold: float | None  # by how much an answer's score must exceed that of no answer; None: there always is one
+
+
+def read_usage(folder: Path) -> Usage:
+    """From config.json: `limits` (`max_source_tokens`, `max_target_tokens`, `keep_end`) and, where they are there,
+    `decoding` (fields of `Decoding` other than greedy search's) and `threshold`.
+
+    Raises PipelineError where the model was not fine-tuned, a limit is missing, or `decoding` is impossible.
+    """
+    config = read_config(folder)
+    limits = config.get("limits")
+    if not limits:
+        raise PipelineError(f"{folder} holds no fine-tuned model: fine-tune it for a task first")
+    try:
+        longest, most = limits["max_source_tokens"], limits["max_target_tokens"]
+        decoding = Decoding(**{"max_tokens": most} | config.get("decoding", {}))
+    except KeyError as error:
+        raise PipelineError(f"{folder}/config.json: limits has no {error}: fine-tune the model again") from error
+    except (TypeError, ValueError) as error:
+        raise PipelineError(f"{folder}/config.json: decoding: {error}") from error
+    return Usage(longest, decoding, bool(limits.get("keep_end", False)), config.get("threshold"))
 
 
 class TextToText:
@@ -51,31 +81,13 @@ class TextToText:
 
     @classmethod
     def load(cls, folder: Path, device: str = "cpu") -> "TextToText":
-        """The model in `folder`, ready on `device`. Raises PipelineError where it is no fine-tuned model.
-
-        Of config.json it reads `limits` (`max_source_tokens`, `max_target_tokens`, `keep_end`) and, where they are
-        there, `decoding` (fields of `Decoding` other than greedy search's) and `threshold`.
-        """
-        config = read_config(folder)
-        limits = config.get("limits")
-        if not limits:
-            raise PipelineError(f"{folder} holds no fine-tuned model: fine-tune it for a task first")
-        try:
-            decoding = Decoding(**{"max_tokens": limits["max_target_tokens"]} | config.get("decoding", {}))
-        except (TypeError, ValueError) as error:
-            raise PipelineError(f"{folder}/config.json: decoding: {error}") from error
+        """The model in `folder`, ready on `device`. Raises PipelineError where it is no fine-tuned model."""
+        usage = read_usage(folder)
         model, tokenizer = load_model(folder).to(device).eval(), load_tokenizer(folder)
         if device == "cpu":
             lay_out_for_steps(model)
         try:
-            return cls(
-                model,
-                tokenizer,
-                limits["max_source_tokens"],
-                decoding,
-                bool(limits.get("keep_end", False)),
-                config.get("threshold"),
-            )
+            return cls(model, tokenizer, *usage)
         except ValueError as error:
             raise PipelineError(f"{folder}: {error}: fine-tune it for a task first") from error
 

@@ -62,9 +62,14 @@ def _special(tokenizer: Tokenizer) -> set[int]:
 def _texts(tokenizer: Tokenizer) -> list[bytes]:
     """What each token adds to a text, after a space where it begins a word; for special tokens their names.
 
-    Raises PipelineError for a tokenizer whose model and decoder are none of the pipeline's.
+    Raises PipelineError for a tokenizer whose model and decoder are none of the pipeline's, or whose ids have gaps.
     """
     ids = tokenizer.get_vocab()
+    if ids and max(ids.values()) + 1 != len(ids):
+        raise PipelineError(
+            f"the tokenizer's ids have gaps ({len(ids)} entries, ids up to {max(ids.values())}): whole words, sentence "
+            "ends and spelling need a tokenizer without, as the tokenizer stage makes"
+        )
     names = sorted(ids, key=lambda name: ids[name])
     special = _special(tokenizer)
     if isinstance(tokenizer.decoder, decoders.ByteLevel):

@@ -55,19 +55,17 @@ def tensors(texts: Sequence[Sequence[int]], ours: Any) -> tuple[Tensor, Tensor |
     return source_tensors(pad(texts, 0), 0, ours.config.architecture == "decoder")
 
 
-def from_hugging_face(
-    theirs: Any, texts: list[list[int]], ours: Any, prefix: Sequence[int] = (), **options: Any
-) -> list[list[Text]]:
+def from_hugging_face(theirs: Any, texts: list[list[int]], ours: Any, **options: Any) -> list[list[Text]]:
     """What `generate` returns for each source: texts without prompt and </s>, and their scores (0: none)."""
     writes_on, bos = ours.config.architecture == "decoder", ours.config.bos_id
     answers = options.get("num_return_sequences", 1)
     found: list[list[Text]] = []
     for start in range(0, len(texts), 100):
         part = texts[start : start + 100]
-        begun = [[*text, bos, *prefix] for text in part] if writes_on else part
+        begun = [[*text, bos] for text in part] if writes_on else part
         read_BS, real_BS = source_tensors(pad(begun, 0), 0, writes_on)
         if not writes_on:
-            options |= {"decoder_input_ids": torch.tensor([[bos, *prefix]] * len(part))}
+            options |= {"decoder_input_ids": torch.tensor([[bos]] * len(part))}
         generated = theirs.generate(
             **{"max_new_tokens": MOST, "num_beams": 1, "do_sample": False} | options,
             input_ids=read_BS,
@@ -77,7 +75,7 @@ def from_hugging_face(
             return_dict_in_generate=True,
             output_scores=True,
         )
-        begin = (read_BS.shape[1] if writes_on else 1 + len(prefix)) - len(prefix)
+        begin = read_BS.shape[1] if writes_on else 1
         rows = [[*row[begin:], EOS] for row in generated.sequences.tolist()]
         ids = [row[: row.index(EOS)] for row in rows]
         scores = generated.sequences_scores.tolist() if "sequences_scores" in generated else [0.0] * len(ids)
@@ -106,9 +104,7 @@ def every_text(ours: Any, source: list[int], most: int) -> list[tuple[list[int],
     return list(found.values())
 
 
-def beams_without_end(
-    ours: Any, source: list[int], beams: int, most: int, penalty: float, prefix: Sequence[int] = ()
-) -> tuple[list[Text], float]:
+def beams_without_end(ours: Any, source: list[int], beams: int, most: int, penalty: float) -> tuple[list[Text], float]:
     """Beam search by its definition: lists, one source, no cache, and no stopping before the limit.
 
     And by how little two of the best continuations ever differed: rounding may order those of a millionth.
@@ -119,12 +115,10 @@ def beams_without_end(
     closest = float("inf")
     for length in range(1, most + 1):
         score_NV = log_probabilities(ours, source, [ids for ids, _ in going])[:, -1].tolist()
-        allowed = set(range(len(score_NV[0]))) if length > len(prefix) else {prefix[length - 1]}
         everyone = [
             ([*ids, token], total + gain)
             for (ids, total), gains in zip(going, score_NV, strict=True)
             for token, gain in enumerate(gains)
-            if token in allowed
         ]
         best = sorted(everyone, key=lambda text: -text[1])[: 2 * beams + 1]
         closest = min([closest, *(one[1] - other[1] for one, other in pairwise(best))])

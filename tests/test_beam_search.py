@@ -91,19 +91,6 @@ def test_the_company_in_a_batch_changes_nothing(shape: str) -> None:
     )
 
 
-@pytest.mark.parametrize("shape", ["encoder-decoder", "decoder, learned", "decoder, prefix, relative"])
-def test_a_text_begins_as_it_is_told_to(shape: str) -> None:
-    ours, texts = lively(**SHAPES[shape]).double(), sources(6)
-    prefixes = [[], [300], [17, 300, 41], [9, 9], [400, 41], []]
-    options = Decoding(max_tokens=8, beams=3, answers=2, stop="exact")
-    found = decode(ours, *tensors(texts, ours), options, prefixes)
-    expected = [
-        beams_without_end(ours, text, 3, 8, 1.0, prefix)[0][:2] for text, prefix in zip(texts, prefixes, strict=True)
-    ]
-    assert_same([[(text.ids, text.score) for text in answers] for answers in found], expected)
-    assert [answers[0].ids[: len(prefix)] for answers, prefix in zip(found, prefixes, strict=True)] == prefixes
-
-
 def test_learned_positions_end_what_is_written() -> None:
     ours, texts = lively(positions="learned", max_length=9), [text[:5] for text in sources(20)]
     ours.embedding.weight_VD.data[EOS] = 0.0  # a score of 0 never wins

@@ -1,5 +1,6 @@
 """CTranslate2 as the engine: our own answers with float32 weights, most of them with 8 bits, refusals in one line."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ctranslate2
 import pytest
 import tiny
 import torch
@@ -14,6 +16,7 @@ from searching import beams_without_end, sources, tensors
 
 from lightning_modules.decoding import Decoding, Hypothesis, decode
 from lightning_modules.errors import PipelineError
+from lightning_modules.interop.ctranslate2 import main
 from lightning_modules.interop.ctranslate2_engine import CTranslate2Engine
 from lightning_modules.model_folder import Model, save_model
 
@@ -81,6 +84,7 @@ from pathlib import Path
 sys.path[:0] = ["tests", "."]
 import tiny
 from lightning_modules.decoding import Decoding
+from lightning_modules.interop.ctranslate2 import main
 from lightning_modules.interop.ctranslate2_engine import CTranslate2Engine
 engine = CTranslate2Engine(Path(sys.argv[1]), "float32", threads=3)
 decoding = Decoding(20, sample=True, temperature=0.7, seed=7)
@@ -110,6 +114,7 @@ def test_the_seed_decides_what_is_drawn_in_this_and_in_another_process(tmp_path:
     [
         (lambda: tiny.model(), {}, "no fine-tuned model"),
         (lambda: tiny.reader(), LIMITS, "holds an encoder"),
+        (lambda: tiny.model(), {"max_source_tokens": 61}, r"config\.json: limits has no .max_target_tokens"),
         (lambda: tiny.model(positions="alibi"), LIMITS, "no counterpart in CTranslate2: positions"),
     ],
 )
@@ -118,3 +123,27 @@ def test_what_it_cannot_do_is_said_in_one_line(tmp_path: Path, made: Any, limits
     with pytest.raises(PipelineError, match=said) as refusal:
         CTranslate2Engine(folder_of(tmp_path, made(), limits))
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("changes", [{}, DECODER], ids=["encoder_decoder", "decoder"])
+def test_the_command_says_by_which_options_anyone_writes_the_same(
+    tmp_path: Path, changes: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = folder_of(tmp_path, tiny.lively(**changes), LIMITS), tmp_path / "out"
+    about = json.loads((folder / "config.json").read_text()) | {"decoding": {"beams": 4, "length_penalty": 0.5}}
+    (folder / "config.json").write_text(json.dumps(about))
+    assert main([str(folder), str(out)]) == 0
+    said = capsys.readouterr().out.splitlines()[-1].partition("to write as the pipeline does: ")[2]
+    call, _, told = said.removesuffix(")").partition("(…, ")
+    options = {name: ast.literal_eval(value) for name, value in (one.split("=") for one in told.split(", "))}
+    assert (options["beam_size"], options["length_penalty"]) == (4, 0.5)
+    opened = (ctranslate2.Generator if changes else ctranslate2.Translator)(str(out), device="cpu", inter_threads=1)
+    begins = ["</s>", "<s>"] if changes else ["</s>"]
+    tokens = [[*tiny.tokenizer().encode(text).tokens[:60], *begins] for text in TEXTS[:40]]
+    results = getattr(opened, call)(tokens, **options)
+    ids = [result.sequences_ids[0] for result in results] if changes else None
+    names = tiny.tokenizer().get_vocab()
+    ids = ids or [[names[token] for token in result.hypotheses[0]] for result in results]
+    written = [text.strip() for text in tiny.tokenizer().decode_batch(ids)]
+    assert written == CTranslate2Engine(folder, "float32", threads=1).generate(TEXTS[:40])
+    assert written != by_ourselves(tiny.lively(**changes), Decoding(20), 40)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from two_hands import BERT, GPT2, LEARNED, LLAMA, RELATIVE, model_folder, names
 from lightning_modules.errors import PipelineError
 from lightning_modules.interop.huggingface import export, import_model, main, to_hugging_face
 from lightning_modules.model_folder import load_tokenizer
+from lightning_modules.text_to_text import TextToText
 
 LIMITS = {"max_source_tokens": 20, "max_target_tokens": 12}
 TEXTS = [
@@ -86,6 +88,88 @@ def test_others_load_the_folder_and_write_the_same_tokens(
     assert tokenizer.batch_decode(written, skip_special_tokens=True) == [
         tiny.tokenizer().decode(ids) for ids in expected
     ]
+
+
+def used(folder: Path, decoding: dict[str, Any]) -> None:
+    """Writes how a task searches for its texts into the model folder's config.json, as fine-tuning does."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"decoding": decoding}))
+
+
+def generated(folder: Path, texts: Sequence[str]) -> list[str]:
+    """What others get who load the folder and call `generate`, as its README says."""
+    prompts = json.loads((folder / "config.json").read_text())["model_type"] == "llama"
+    auto = transformers.AutoModelForCausalLM if prompts else transformers.AutoModelForSeq2SeqLM
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    inputs = tokenizer(list(texts), return_tensors="pt", padding=True, truncation=True)
+    written = auto.from_pretrained(folder).generate(**inputs)[:, inputs["input_ids"].shape[1] if prompts else 0 :]
+    return [text.strip() for text in tokenizer.batch_decode(written, skip_special_tokens=True)]
+
+
+ENDING_EARLY = {"beams": 3, "length_penalty": 0.0, "stop": "exact", "max_tokens": 9}
+
+
+@pytest.mark.parametrize(
+    ("changes", "decoding"),
+    [
+        ({}, {"beams": 4}),
+        ({}, ENDING_EARLY),
+        ({}, {"beams": 2, "stop": "full", "repetition_penalty": 2, "no_repeat_ngram": 2}),
+        ({}, {"repetition_penalty": 1.5}),
+        ({}, {"sample": True, "top_k": 1, "temperature": 2}),
+        (LLAMA, {"beams": 4}),
+        (LLAMA, ENDING_EARLY),
+    ],
+    ids=lambda value: "-".join(map(str, value)),
+)
+def test_generate_by_itself_writes_what_was_evaluated(
+    changes: dict[str, Any], decoding: dict[str, Any], tmp_path: Path
+) -> None:
+    folder, texts = model_folder(tmp_path, lively(**changes), LIMITS), [*TEXTS, *tiny.sentences()[:20]]
+    greedily = TextToText.load(folder).generate(texts)
+    used(folder, decoding)
+    export(folder, tmp_path / "out")
+    evaluated = TextToText.load(folder).generate(texts)
+    assert generated(tmp_path / "out", texts) == evaluated
+    assert (evaluated == greedily) == ("sample" in decoding)  # drawing from one token is greedy
+
+
+def test_drawing_is_passed_on_and_what_cannot_be_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = model_folder(tmp_path, lively(), LIMITS)
+    greedily = TextToText.load(folder).generate(TEXTS)
+    used(folder, {"sample": True, "temperature": 0.7, "answers": 3})
+    export(folder, tmp_path / "out")
+    found = transformers.GenerationConfig.from_pretrained(tmp_path / "out")
+    assert (found.do_sample, found.temperature, found.top_k, found.top_p, found.min_p) == (True, 0.7, 0, 1.0, 0.0)
+    torch.manual_seed(1)
+    assert generated(tmp_path / "out", TEXTS) != greedily
+    said, card = capsys.readouterr().out, (tmp_path / "out/README.md").read_text()
+    for note in ("`generate` draws by PyTorch's seed: ", "the most probable of 3."):
+        assert note in said
+        assert note in card
+
+
+def test_a_decoder_whose_repetition_is_restrained_is_exported_with_a_note(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = model_folder(tmp_path, lively(**LLAMA), LIMITS)
+    used(folder, {"no_repeat_ngram": 2})
+    export(folder, tmp_path / "out")
+    assert transformers.GenerationConfig.from_pretrained(tmp_path / "out").no_repeat_ngram_size == 2
+    assert "note: In `generate` the source counts as written" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("keep_end", [False, True])
+@pytest.mark.parametrize("changes", [{}, LLAMA], ids=["encoder_decoder", "decoder"])
+def test_a_long_source_is_cut_at_the_end_that_the_task_cuts(
+    changes: dict[str, Any], keep_end: bool, tmp_path: Path
+) -> None:
+    folder = model_folder(tmp_path, tiny.model(**changes), LIMITS | {"keep_end": keep_end})
+    export(folder, tmp_path / "out")
+    found = AutoTokenizer.from_pretrained(tmp_path / "out")(TEXTS, truncation=True)["input_ids"]
+    ours = TextToText.load(folder)
+    assert found == [[*row, *([1] if changes else [])] for row in ours.source_ids(TEXTS)]
+    assert ours.cut > 1
 
 
 def test_a_masked_language_model_reads_its_mask(tmp_path: Path) -> None:
@@ -182,7 +266,7 @@ def test_the_command_line_explains_itself_and_errors_are_one_line(tmp_path: Path
     helped = run("--help")
     assert helped.returncode == 0
     assert "interop.huggingface export models/" in helped.stdout
-    assert "interop.huggingface import downloads/" in helped.stdout
+    assert "interop.huggingface import path/to/checkpoint imported/" in helped.stdout
     failed = run("export", str(tmp_path / "nothing"), str(tmp_path / "out"))
     assert failed.returncode == 1
     assert failed.stderr.startswith("error: ")

@@ -1,7 +1,9 @@
 """Model folders: bit-identical round trips; what is damaged or does not fit is one clear line; no pickle."""
 
+import hashlib
 import json
 import pickle
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,6 +109,19 @@ def test_saving_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     one, two = saved(tmp_path / "a"), saved(tmp_path / "b")
     assert all(sha256(path) == sha256(two / path.name) for path in one.iterdir())
+
+
+def test_a_digest_needs_no_memory_for_the_file(tmp_path: Path) -> None:
+    path, content = tmp_path / "weights", bytes(range(256)) * 65_536
+    path.write_bytes(content)
+    expected = hashlib.sha256(content).hexdigest()
+    tracemalloc.start()
+    try:
+        assert sha256(path) == expected
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < len(content) / 8
 
 
 def test_the_tied_matrix_is_stored_once(tmp_path: Path) -> None:

@@ -1,9 +1,13 @@
 """Objectives by name: each reads real text, with the tokenizer's ids."""
 
+import re
+
 import numpy as np
 import pytest
+import tiny
 from corruptions import FIRST_REGULAR, MASK, PAD, corruption
 from tiny import EOS, VOCAB_SIZE, encoded, sentences, tokenizer
+from tokenizers import Tokenizer, models
 
 from lightning_modules.errors import PipelineError
 from lightning_modules.named_objectives import make_objective
@@ -63,3 +67,35 @@ def test_an_unknown_name_is_one_line_with_those_there_are() -> None:
         made({"electra": 1.0})
     with pytest.raises(PipelineError, match="needs objectives"):
         made({})
+
+
+def test_sentinels_in_falling_order_as_t5_has_them_stand_for_the_same_spans() -> None:
+    """T5's <extra_id_0> has the greatest id of all: here those of the tokenizer change places, and nothing else."""
+    falling = Tokenizer.from_str(
+        re.sub(r"<extra_id_(\d+)>", lambda name: f"<extra_id_{63 - int(name[1])}>", tiny.tokenizer_json())
+    )
+    options = {"corruption_rate": 0.3, "mean_span_length": 3.0, "whole_words": False}
+    names, tokens = {"span_corruption": 1.0}, real_rows(64)[:32]
+    assert falling.token_to_id("<extra_id_0>") == tiny.FIRST_SENTINEL + 63
+    theirs = make_objective(names, **options, tokenizer=falling)(tokens, np.random.default_rng(0))
+    ours = made(names)(tokens, np.random.default_rng(0))
+    changed = 2 * tiny.FIRST_SENTINEL + 63 - np.arange(VOCAB_SIZE)
+    for found, expected in zip(theirs, ours, strict=True):
+        sentinels = (expected >= tiny.FIRST_SENTINEL) & (expected < FIRST_REGULAR)
+        assert sentinels.sum() >= 5 * len(tokens)
+        assert np.array_equal(found, np.where(sentinels, changed[expected], expected))
+
+
+@pytest.mark.parametrize(
+    ("name", "lacking"), [("masked_lm", "<mask>"), ("denoising", "<mask>"), ("span_corruption", "<extra_id_0>")]
+)
+def test_a_published_tokenizer_without_the_token_is_told_what_can_be_done(name: str, lacking: str) -> None:
+    entries = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4, "rain": 5}
+    bert = Tokenizer(models.WordPiece(entries, unk_token="[UNK]"))
+    bert.add_special_tokens(list(entries)[:5])
+    with pytest.raises(
+        PipelineError, match=rf"pretrain\.objective: {name} needs {lacking}, .*pretrain\.steps: 0"
+    ) as no:
+        make_objective({name: 1.0}, corruption_rate=0.3, mean_span_length=3.0, whole_words=False, tokenizer=bert)
+    assert "tokenizer stage" not in str(no.value)
+    assert "\n" not in str(no.value)

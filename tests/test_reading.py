@@ -19,7 +19,7 @@ from lightning_modules.loss import batch_loss
 from lightning_modules.model_folder import new_model
 from lightning_modules.reading import Span, answer_spans, best_spans, best_threshold, class_probabilities
 from lightning_modules.transformer.heads import Classifier, SpanReader
-from lightning_modules.windows import CONTEXT, cut_windows
+from lightning_modules.windows import CONTEXT, context_begin, cut_windows, tokens_before
 
 EOS = 2
 
@@ -114,7 +114,7 @@ def test_scores_are_those_of_hugging_faces_class_with_the_same_weights() -> None
             )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(texts=st.lists(st.text(alphabet='aé漢🙂 ,.\n"(e\u0301', max_size=40), max_size=4), longest=st.integers(6, 20))
 def test_an_answer_is_a_stretch_of_the_text_itself(texts: list[str], longest: int) -> None:
     made = reader(positions="learned", encoder_layers=1, d_model=8, d_ff=8)
@@ -125,6 +125,18 @@ def test_an_answer_is_a_stretch_of_the_text_itself(texts: list[str], longest: in
         if answer.text:
             assert answer.begin >= text.index(CONTEXT) + len(CONTEXT) - 1
             assert len(encoded([answer.text])[0]) <= 2 * 5 + 1
+
+
+def test_white_space_alone_is_no_answer() -> None:
+    made, text = reader(positions="learned"), f"question: who?{CONTEXT}\n \n"
+    found = tokenizer().encode(text, add_special_tokens=False)
+    (span,) = best_spans(made, [(found.ids, tokens_before(found.offsets, context_begin(text)))], 30, 6, 500, ignore)
+    assert text[found.offsets[span.first][0] : found.offsets[span.last][1]].isspace()
+    (answer,) = answer_spans(made, tokenizer(), [text], 30, 6, None, 500, ignore)
+    assert (answer.text, answer.begin, answer.end) == ("", 0, 0)
+    assert answer.margin == pytest.approx(span.score - span.null)
+    assert answer.probability == pytest.approx(span.null_probability)
+    assert answer.probability != pytest.approx(span.probability)
 
 
 def test_with_a_threshold_an_answer_is_given_where_its_margin_is_greater() -> None:

@@ -1,5 +1,6 @@
 """Penalties and bans: Hugging Face's, token by token and in whole searches."""
 
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -8,11 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from searching import FAMILIES, MOST, from_hugging_face, sources, tensors
 from tiny import lively
+from torch import Tensor
 from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 from lightning_modules.decoding import Decoding, decode
 from lightning_modules.interop.huggingface import to_hugging_face
-from lightning_modules.search.restraints import forced, restrained
+from lightning_modules.search import beam_search, sampling
+from lightning_modules.search.restraints import restrained
 
 VOCAB = 9
 
@@ -50,10 +53,17 @@ def test_whole_texts_are_hugging_faces(family: str, changes: dict[str, Any], bea
         assert [answers[0].ids for answers in found] != [answers[0].ids for answers in plain]
 
 
-def test_what_is_forced_leaves_that_token_alone_and_others_rows_alone() -> None:
-    score = torch.randn(3, 2, VOCAB)
-    found = forced(score, torch.tensor([4, -1, 0]))
-    assert torch.equal(found[1], score[1])
-    for row, token in ((0, 4), (2, 0)):
-        assert torch.equal(found[row, :, token], score[row, :, token])
-        assert found[row].isfinite().sum() == 2
+@pytest.mark.parametrize("search", [sampling, beam_search], ids=["sampling", "beam search"])
+def test_where_nothing_restrains_nothing_of_it_is_called(search: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, texts, beams = lively(), sources(3), 4 if search is beam_search else 1
+    calls: list[int] = []  # tokens written before each
+
+    def counted(score_BWV: Tensor, written_BWT: Tensor, decoding: Decoding) -> Tensor:
+        calls.append(written_BWT.shape[-1])
+        return restrained(score_BWV, written_BWT, decoding)
+
+    monkeypatch.setattr(search, "restrained", counted)
+    decode(ours, *tensors(texts, ours), Decoding(5, beams))
+    assert calls == []
+    decode(ours, *tensors(texts, ours), Decoding(5, beams, no_repeat_ngram=3))
+    assert calls[:2] == [1, 2]

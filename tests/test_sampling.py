@@ -80,12 +80,3 @@ def test_drawing_from_one_token_is_greedy(changes: dict[str, Any]) -> None:
     ours, texts = lively(), sources(30)
     found = written(ours, texts, **changes)
     assert [answers[0].ids for answers in found] == greedy(ours, *tensors(texts, ours), MOST)
-
-
-def test_a_drawn_text_begins_as_it_is_told_to() -> None:
-    ours, texts = lively(**SHAPES["decoder, rotary"]), sources(4)
-    prefixes = [[], [300], [17, 300, 41], [9, 9]]
-    found = decode(ours, *tensors(texts, ours), Decoding(8, sample=True, answers=4), prefixes)
-    for answers, prefix in zip(found, prefixes, strict=True):
-        assert all(text.ids[: len(prefix)] == prefix for text in answers)
-        assert len({tuple(text.ids) for text in answers}) > 1

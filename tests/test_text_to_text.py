@@ -205,3 +205,11 @@ def test_an_encoder_that_neither_writes_nor_points_is_refused(tmp_path: Path) ->
     encoder, limits = model(architecture="encoder"), {"max_source_tokens": 30, "max_target_tokens": 12}
     with pytest.raises(PipelineError, match="an encoder that was not fine-tuned answers nothing"):
         TextToText.load(folder_of(tmp_path, encoder, limits))
+
+
+@pytest.mark.parametrize("lacking", ["max_source_tokens", "max_target_tokens"])
+def test_a_limit_that_is_missing_is_named_with_its_file(tmp_path: Path, lacking: str) -> None:
+    limits = {"max_source_tokens": 30, "max_target_tokens": 12}
+    del limits[lacking]
+    with pytest.raises(PipelineError, match=rf"model/config\.json: limits has no '{lacking}'"):
+        TextToText.load(folder_of(tmp_path, model(), limits))

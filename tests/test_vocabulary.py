@@ -1,5 +1,6 @@
 """What is said of a vocabulary's entries, against the words, sentence ends and bytes of real text."""
 
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
@@ -137,3 +138,9 @@ def test_closing_quotes_may_follow_the_end_of_a_sentence(piece: str, end: bool) 
 def test_a_tokenizer_of_another_make_is_refused() -> None:
     with pytest.raises(PipelineError, match="of no known kind"):
         word_starts(Tokenizer(models.BPE({"a": 0}, [])))
+
+
+@pytest.mark.parametrize("table", [word_starts, sentence_ends, token_bytes])
+def test_ids_with_gaps_are_refused(table: Callable[[Tokenizer], object]) -> None:
+    with pytest.raises(PipelineError, match=r"ids have gaps \(3 entries, ids up to 7\)"):
+        table(Tokenizer(models.WordLevel({"<unk>": 0, "rain": 2, "snow.": 7}, unk_token="<unk>")))

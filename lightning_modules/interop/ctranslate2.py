@@ -8,6 +8,7 @@ The folder holds CTranslate2's files and tokenizer.json. Inputs are tokens; </s>
     source = [*tokenizers.Tokenizer.from_file(...).encode(text).tokens, "</s>"]
     target = translator.translate_batch([source], min_decoding_length=0)[0].hypotheses[0]
 
+The command ends by printing the options (beams, lengths) by which the pipeline writes: CTranslate2's own are others.
 A decoder is a ctranslate2.Generator (source, </s>, <s> are its prompt), an encoder a ctranslate2.Encoder (hidden
 vectors). Sinusoidal positions become a table of max_length rows, but 1,024 at least: texts end there. A Translator
 answers </s> alone with nothing. The export is kept only if both write the same on 64 inputs or more; with 8-bit
@@ -25,11 +26,13 @@ from tokenizers import Tokenizer
 
 from lightning_modules.errors import PipelineError
 from lightning_modules.interop.command import exit_status
+from lightning_modules.interop.ctranslate2_engine import options_of
 from lightning_modules.interop.ctranslate2_parity import compare, longest_source
 from lightning_modules.interop.ctranslate2_spec import make_spec, refusals
 from lightning_modules.interop.folders import new_folder
 from lightning_modules.interop.samples import read_sample, sample_rows
-from lightning_modules.model_folder import load_model, load_tokenizer
+from lightning_modules.model_folder import load_model, load_tokenizer, read_config
+from lightning_modules.text_to_text import read_usage
 from lightning_modules.transformer.heads import Classifier, SpanReader
 from lightning_modules.transformer.model import Decoder, Encoder, EncoderDecoder
 
@@ -95,6 +98,24 @@ def vocabulary(tokenizer: Tokenizer, size: int) -> list[str]:
     return names
 
 
+def how_it_writes(model_folder: Path) -> str:
+    """A line with the options by which CTranslate2 writes as the pipeline does: an exported folder cannot hold them.
+
+    "" for a model that was not fine-tuned. Raises PipelineError where config.json lacks a limit, or its `decoding` is
+    impossible.
+    """
+    config = read_config(model_folder)
+    if not config.get("limits"):
+        return ""
+    prompts, decoding = config["transformer"]["architecture"] == "decoder", read_usage(model_folder).decoding
+    try:
+        options = options_of(decoding, prompts)
+    except PipelineError as error:
+        return f"note: {error}"
+    told = ", ".join(f"{name}={value!r}" for name, value in options.items())
+    return f"to write as the pipeline does: {'generate_batch' if prompts else 'translate_batch'}(…, {told})"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line: 0 done, 1 a wrong input with one line on stderr, 2 wrong usage."""
     parser: Any = argparse.ArgumentParser(
@@ -110,7 +131,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         texts = read_sample(chosen.sample) if chosen.sample else ()
+        how = how_it_writes(chosen.model_folder)
         export(chosen.model_folder, chosen.output, chosen.quantization, texts)
+        if how:
+            print(how)
 
     return exit_status(work)
 

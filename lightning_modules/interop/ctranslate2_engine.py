@@ -15,6 +15,7 @@ from typing import Any
 from lightning_modules.errors import PipelineError
 from lightning_modules.model_folder import load_tokenizer, read_config
 from lightning_modules.search.options import Decoding
+from lightning_modules.text_to_text import read_usage
 from lightning_modules.windows import kept
 
 CHUNK = 1024  # texts between two reports of progress
@@ -39,19 +40,12 @@ class CTranslate2Engine:
         from lightning_modules.interop.ctranslate2 import export
         from lightning_modules.interop.ctranslate2_parity import read_vocabulary
 
-        about = read_config(folder)
-        limits, shape = about.get("limits"), about["transformer"]
-        if not limits:
-            raise PipelineError(f"{folder} holds no fine-tuned model: fine-tune it for a task first")
+        usage, shape = read_usage(folder), read_config(folder)["transformer"]
         if shape["architecture"] == "encoder":
             raise PipelineError(f"{folder} holds an encoder: CTranslate2 is for models that write")
         self.prompts = shape["architecture"] == "decoder"
         self.bos, self.eos = shape["bos_id"], shape["eos_id"]
-        self.max_source, self.keep_end = limits["max_source_tokens"], bool(limits.get("keep_end", False))
-        try:
-            self.decoding = Decoding(**{"max_tokens": limits["max_target_tokens"]} | about.get("decoding", {}))
-        except (TypeError, ValueError) as error:
-            raise PipelineError(f"{folder}/config.json: decoding: {error}") from error
+        self.max_source, self.keep_end, self.decoding = usage.max_source, usage.keep_end, usage.decoding
         self.tokenizer, self.library = load_tokenizer(folder), ctranslate2
         place = Path(tempfile.mkdtemp())
         weakref.finalize(self, shutil.rmtree, place, ignore_errors=True)
@@ -77,8 +71,6 @@ class CTranslate2Engine:
         it draws, `decoding.seed` and all of `texts` decide together. Raises PipelineError for what it cannot do.
         """
         decoding = decoding or self.decoding
-        if decoding.min_p:
-            raise PipelineError("min_p is unknown to CTranslate2: set it to 0, or let PyTorch decode")
         encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         rows = [encoding.ids for encoding in encodings]
         sources = [[*ids[kept(len(ids), self.max_source, self.keep_end)], self.eos] for ids in rows]
@@ -112,36 +104,37 @@ class CTranslate2Engine:
         if not decoding.sample:  # draws hang on what else is in a batch, which threads are not to decide
             share = -(-sum(map(len, sources)) // self.threads)  # of a thread, where there is little to write
             batch_tokens = min(batch_tokens, share)
-        options = self._options(decoding) | {"max_batch_size": batch_tokens, "batch_type": "tokens"}
+        options = options_of(decoding, self.prompts) | {"max_batch_size": batch_tokens, "batch_type": "tokens"}
         if self.prompts:
             prompts = [[self.names[token] for token in (*source, self.bos)] for source in sources]
-            results = network.generate_batch(
-                prompts, max_length=decoding.max_tokens, include_prompt_in_result=False, **options
-            )
+            results = network.generate_batch(prompts, **options)
             written = [result.sequences_ids[0] for result in results]
         else:
-            results = network.translate_batch(
-                [[self.names[token] for token in source] for source in sources],
-                max_decoding_length=decoding.max_tokens,
-                min_decoding_length=0,
-                max_input_length=0,
-                **options,
-            )
+            tokens = [[self.names[token] for token in source] for source in sources]
+            results = network.translate_batch(tokens, **options)
             written = [[self.ids[token] for token in result.hypotheses[0]] for result in results]
         return [ids[:-1] if ids and ids[-1] == self.eos else ids for ids in written]
 
-    @staticmethod
-    def _options(decoding: Decoding) -> Options:
-        """`decoding` in its words. </s> is asked for, so that it counts as one of a text's tokens there too."""
-        options: Options = {
-            "beam_size": decoding.beams,
-            "length_penalty": decoding.length_penalty,
-            "num_hypotheses": decoding.answers,
-            "repetition_penalty": decoding.repetition_penalty,
-            "no_repeat_ngram_size": decoding.no_repeat_ngram,
-            "return_end_token": True,
-        }
-        if decoding.sample:
-            options |= {"sampling_topk": decoding.top_k, "sampling_topp": decoding.top_p}
-            options["sampling_temperature"] = decoding.temperature
-        return options
+
+def options_of(decoding: Decoding, prompts: bool) -> Options:
+    """`decoding` in the words of `generate_batch`, which takes prompts, or of `translate_batch`.
+
+    </s> is asked for, so that it counts as one of a text's tokens there too. `stop` has no word there. Raises
+    PipelineError for what would change the answers: `min_p`.
+    """
+    if decoding.min_p:
+        raise PipelineError("min_p is unknown to CTranslate2: set it to 0, or let PyTorch decode")
+    options: Options = {
+        "beam_size": decoding.beams,
+        "length_penalty": decoding.length_penalty,
+        "num_hypotheses": decoding.answers,
+        "repetition_penalty": decoding.repetition_penalty,
+        "no_repeat_ngram_size": decoding.no_repeat_ngram,
+        "return_end_token": True,
+    }
+    if decoding.sample:
+        options |= {"sampling_topk": decoding.top_k, "sampling_topp": decoding.top_p}
+        options["sampling_temperature"] = decoding.temperature
+    if prompts:
+        return options | {"max_length": decoding.max_tokens, "include_prompt_in_result": False}
+    return options | {"max_decoding_length": decoding.max_tokens, "min_decoding_length": 0, "max_input_length": 0}

@@ -1,5 +1,6 @@
 """The README.md of an exported model: what it is, how large, where its limits are, how to load it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from lightning_modules.transformer.config import TransformerConfig
@@ -30,8 +31,9 @@ def card(
     limits: dict[str, int],
     training: dict[str, Any],
     tokens: dict[str, str],
+    notes: Sequence[str],
 ) -> str:
-    """The text of README.md; `tokens` spells `bos` and `eos`."""
+    """The text of README.md; `tokens` spells `bos` and `eos`, `notes` are sentences on how it writes."""
     config, fine_tuned = model.config, bool(limits)
     facts = {name.replace("_", " "): value for name, value in training.items() if isinstance(value, int | float | str)}
     special = (
@@ -61,7 +63,7 @@ model = {auto_class}.from_pretrained("path/to/this/folder")
 {_USES[config.architecture]}
 ```
 
-{_READS[fine_tuned, config.architecture].format(**tokens)} {special}
+{" ".join((_READS[fine_tuned, config.architecture].format(**tokens), special, *notes))}
 
 ## Limits
 

@@ -26,7 +26,7 @@ _OTHERS = {
 }
 
 
-def write_tokenizer(folder: Path, tokenizer: Tokenizer, config: TransformerConfig, limits: dict[str, int]) -> None:
+def write_tokenizer(folder: Path, tokenizer: Tokenizer, config: TransformerConfig, limits: dict[str, Any]) -> None:
     """Writes tokenizer.json, tokenizer_config.json and special_tokens_map.json."""
     fine_tuned, decoder = bool(limits), config.architecture == "decoder"
     longest = limits.get("max_source_tokens", config.max_length)
@@ -45,6 +45,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, config: TransformerConfi
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": longest + (fine_tuned and decoder),  # a decoder reads <s> after the source
         "padding_side": "left" if decoder else "right",
+        "truncation_side": "left" if limits.get("keep_end") else "right",
         "split_special_tokens": fine_tuned,
         "clean_up_tokenization_spaces": False,
         "model_input_names": [

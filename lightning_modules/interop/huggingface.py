@@ -1,7 +1,7 @@
 """Exchange models with Hugging Face: `export` a model folder, or `import` a published checkpoint into one.
 
-    python -m lightning_modules.interop.huggingface export models/finetuned-translation published/translation
-    python -m lightning_modules.interop.huggingface import downloads/t5-small models/t5-small
+    python -m lightning_modules.interop.huggingface export models/translation exported/hugging-face
+    python -m lightning_modules.interop.huggingface import path/to/checkpoint imported/NAME
 
 An exported folder is loaded by transformers (AutoModel…, AutoTokenizer) without this project. What can be exported and
 imported: Marian, Pegasus, BART, T5, GPT-2, Llama, Qwen3 and BERT. Weights are read from safetensors alone, code of a
@@ -21,11 +21,13 @@ from lightning_modules.errors import PipelineError
 from lightning_modules.interop.command import exit_status
 from lightning_modules.interop.folders import new_folder
 from lightning_modules.interop.hf_card import card
+from lightning_modules.interop.hf_generation import generation_notes, generation_settings
 from lightning_modules.interop.hf_mapping import family_of, from_hugging_face, to_hugging_face
 from lightning_modules.interop.hf_parity import TEXTS, require_parity
 from lightning_modules.interop.hf_published import open_published, with_padding
 from lightning_modules.interop.hf_tokenizer import write_tokenizer
 from lightning_modules.model_folder import load_model, load_tokenizer, read_config, save_model, sha256
+from lightning_modules.text_to_text import read_usage
 from lightning_modules.transformer.config import TransformerConfig
 from lightning_modules.transformer.heads import Classifier, SpanReader
 
@@ -33,7 +35,8 @@ __all__ = ["export", "from_hugging_face", "import_model", "to_hugging_face"]
 
 
 def export(model_folder: Path, output: Path) -> None:
-    """Writes `output`, which `AutoModel…` and `AutoTokenizer.from_pretrained` load without this project.
+    """Writes `output`, which `AutoModel…` and `AutoTokenizer.from_pretrained` load without this project; `generate`
+    there searches as `decoding` in config.json says.
 
     Raises PipelineError, and leaves nothing, where no standard class computes what the model does, or what was written
     gives other logits than the model on the same texts.
@@ -41,7 +44,8 @@ def export(model_folder: Path, output: Path) -> None:
     import transformers
 
     saved = read_config(model_folder)
-    limits: dict[str, Any] = saved["limits"]
+    limits: dict[str, Any] = saved.get("limits", {})
+    decoding = read_usage(model_folder).decoding if limits else None
     model = load_model(model_folder, dropout=saved["transformer"]["dropout"]).eval()
     tokenizer = load_tokenizer(model_folder)
     theirs = to_hugging_face(model)
@@ -49,27 +53,20 @@ def export(model_folder: Path, output: Path) -> None:
     config, family = model.config, family_of(model.config)
     if tokenizer.get_vocab_size() > config.vocab_size:
         raise PipelineError(f"{model_folder}: the tokenizer has more entries than the model's vocab_size")
+    notes = generation_notes(config, decoding) if decoding else []
     with new_folder(output) as folder:
-        theirs.generation_config = transformers.GenerationConfig(**_generation(config, limits))
+        theirs.generation_config = transformers.GenerationConfig(**generation_settings(config, decoding))
         theirs.save_pretrained(folder)
         write_tokenizer(folder, tokenizer, config, limits)
         tokens = {"bos": str(tokenizer.id_to_token(config.bos_id)), "eos": str(tokenizer.id_to_token(config.eos_id))}
-        text = card(model, family.model_class, family.auto_class, limits, _training(model_folder), tokens)
+        text = card(model, family.model_class, family.auto_class, limits, _training(model_folder), tokens, notes)
         (folder / "README.md").write_text(text, encoding="utf-8")
         rows = _rows(folder, [encoding.ids for encoding in tokenizer.encode_batch(list(TEXTS))], config)
         loaded = getattr(transformers, family.auto_class).from_pretrained(folder)
         difference = require_parity(model, loaded, rows, f"{model_folder} as {family.model_class}")
     print(f"{output}: {family.model_class}, logits within {difference:.1e} of those of {model_folder}")
-
-
-def _generation(config: TransformerConfig, limits: dict[str, Any]) -> dict[str, Any]:
-    settings = {"bos_token_id": config.bos_id, "eos_token_id": config.eos_id, "pad_token_id": config.pad_id}
-    longest = limits.get("max_target_tokens", config.max_length)
-    if config.architecture == "encoder_decoder":
-        return settings | {"decoder_start_token_id": config.bos_id, "max_length": longest + 1}
-    if config.architecture == "decoder" and limits:
-        return settings | {"max_new_tokens": longest}
-    return settings | {"max_length": longest}
+    for note in notes:
+        print(f"note: {note}")
 
 
 def _training(folder: Path) -> dict[str, Any]:
@@ -143,14 +140,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for command in (exported, imported):
         command.add_argument("output", type=Path, metavar="OUTPUT", help="the folder to write; must not be there yet")
     chosen = parser.parse_args(arguments)
+
+    def work() -> None:
+        _quieten()
+        if chosen.command == "export":
+            export(chosen.model_folder, chosen.output)
+        else:
+            import_model(chosen.source, chosen.output)
+
+    return exit_status(work)
+
+
+def _quieten() -> None:
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # or else it tells of every try to reach the Hub
-    if chosen.command == "export":
-        return exit_status(lambda: export(chosen.model_folder, chosen.output))
-    return exit_status(lambda: import_model(chosen.source, chosen.output))
 
 
 if __name__ == "__main__":

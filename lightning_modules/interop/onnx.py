@@ -7,8 +7,9 @@ that names classes: classes, their scores), a
 decoder model.onnx (input_ids, attention_mask → logits, all computed anew each time), an encoder–decoder encoder.onnx
 (input_ids, attention_mask → memory) and decoder.onnx (input_ids of the target, memory, attention_mask of the source →
 logits). Ids and masks (1 where a token is real, 0 at padding) are int64; batch and lengths are free. A decoder's
-padding may stand at either end. tokenizer.json stands beside. Nothing is kept unless onnxruntime's numbers are ours
-within 1e-4 on inputs of several lengths, alone and padded together.
+padding may stand at either end. tokenizer.json stands beside. No graph searches for a text: how the pipeline does is in
+the model folder's config.json (`limits`, `decoding`). Nothing is kept unless onnxruntime's numbers are ours within 1e-4
+on inputs of several lengths, alone and padded together.
 """
 
 import argparse

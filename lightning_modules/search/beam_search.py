@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.search.options import Decoding, Hypothesis
-from lightning_modules.search.restraints import forced, restrained
+from lightning_modules.search.restraints import restrained
 from lightning_modules.search.topk import top
 from lightning_modules.transformer.model import Decoder, EncoderDecoder
 from lightning_modules.transformer.stepping import DecodingState
@@ -52,12 +52,8 @@ def beam_search(
     first_B1: Tensor,
     most: int,
     decoding: Decoding,
-    forced_BP: Tensor,
 ) -> list[list[Hypothesis]]:
-    """The best texts of at most `most` tokens for each source that `state` has read, begun after `first`.
-
-    Step t writes `forced[:, t]` where that is not negative.
-    """
+    """The best texts of at most `most` tokens for each source that `state` has read, begun after `first`."""
     eos, beams = model.config.eos_id, decoding.beams
     rows = list(range(len(first_B1)))
     finished = [Finished(decoding) for _ in rows]
@@ -65,9 +61,8 @@ def beam_search(
     total_BW = torch.zeros(first_B1.shape, device=first_B1.device)
     for length in range(1, most + 1):
         score_BWV = model.logits(model.step_beams(last_BW, state)).float().log_softmax(dim=-1)
-        score_BWV = restrained(score_BWV, written_BWT, decoding)
-        if length <= forced_BP.shape[1]:
-            score_BWV = forced(score_BWV, forced_BP[:, length - 1])
+        if decoding.restrains:
+            score_BWV = restrained(score_BWV, written_BWT, decoding)
         found = best_continuations(score_BWV, total_BW, 2 * beams)
         _collect(finished, rows, written_BWT, found, length, most, decoding, eos)
         token_BC = found[2]
@@ -86,8 +81,8 @@ def beam_search(
             rows = [rows[place] for place in alive]
             alive_B = torch.tensor(alive, device=last_BW.device)
             state.keep(alive_B)
-            total_BW, parent_BW, last_BW, written_BWT, forced_BP = (
-                x[alive_B] for x in (total_BW, parent_BW, last_BW, written_BWT, forced_BP)
+            total_BW, parent_BW, last_BW, written_BWT = (
+                x[alive_B] for x in (total_BW, parent_BW, last_BW, written_BWT)
             )
         state.branch(parent_BW)
         written_BWT = written_BWT.gather(1, parent_BW[..., None].expand(-1, -1, length))

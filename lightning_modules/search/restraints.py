@@ -1,7 +1,7 @@
-"""What a text written so far forbids or discourages: repeated tokens, repeated n-grams, tokens other than a given one.
+"""What a text written so far forbids or discourages: repeated tokens, repeated n-grams.
 
 All work on scores (B, W, V) of the next token of W texts for each of B sources. Beside a step of the model they cost
-little; without any of them nothing of this is called.
+little; where `Decoding.restrains` is false, nothing of this is called.
 """
 
 import torch
@@ -45,10 +45,3 @@ def repeating(written_BWT: Tensor, size: int, vocab_size: int) -> Tensor:
     # Added, not set: a token that ends several windows stands there several times.
     count_BWV = torch.zeros(batch, width, vocab_size, dtype=torch.int32, device=written_BWT.device)
     return count_BWV.scatter_add_(-1, window_BWGN[..., -1], again_BWG.int()) > 0
-
-
-def forced(score_BWV: Tensor, token_B: Tensor) -> Tensor:
-    """-∞ for all tokens but the one that comes next; where that is -1, the scores as they are."""
-    every_V = torch.arange(score_BWV.shape[-1], device=score_BWV.device)
-    other_B1V = (every_V != token_B[:, None, None]) & (token_B >= 0)[:, None, None]
-    return score_BWV.masked_fill(other_B1V, float("-inf"))

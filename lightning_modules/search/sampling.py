@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightning_modules.search.options import Decoding, Hypothesis
-from lightning_modules.search.restraints import forced, restrained
+from lightning_modules.search.restraints import restrained
 from lightning_modules.search.topk import top
 from lightning_modules.transformer.model import Decoder, EncoderDecoder
 from lightning_modules.transformer.stepping import DecodingState
@@ -44,13 +44,12 @@ def write(
     first_B1: Tensor,
     most: int,
     decoding: Decoding,
-    forced_BP: Tensor,
     draws_BWT: Tensor | None = None,
 ) -> list[list[Hypothesis]]:
     """Texts of at most `most` tokens for each source that `state` has read, begun after `first`; best first.
 
-    Step t writes `forced[:, t]` where that is not negative. `draws` are numbers from 0 to below 1 (float64), one for
-    each token to be drawn; without them the most probable token is taken.
+    `draws` are numbers from 0 to below 1 (float64), one for each token to be drawn; without them the most probable
+    token is taken.
     """
     width, eos = decoding.answers, model.config.eos_id
     every = [[Line() for _ in range(width)] for _ in first_B1]
@@ -62,9 +61,7 @@ def write(
         if step == 0 and width > 1:
             logits_BWV = logits_BWV.expand(-1, width, -1)
             state.branch(torch.zeros_like(going_BW, dtype=torch.long))
-        score_BWV = restrained(logits_BWV, written_BWT, decoding)
-        if step < forced_BP.shape[1]:
-            score_BWV = forced(score_BWV, forced_BP[:, step])
+        score_BWV = restrained(logits_BWV, written_BWT, decoding) if decoding.restrains else logits_BWV
         if draws_BWT is None:
             token_BW = top(score_BWV, 1)[1][..., 0]
         else:
@@ -76,7 +73,9 @@ def write(
                 if going:
                     line.add(token, gain, eos)
         going_BW = going_BW & (token_BW != eos)
-        last_BW, written_BWT = token_BW, torch.cat([written_BWT, token_BW[..., None]], dim=-1)
+        last_BW = token_BW
+        if decoding.restrains:  # nobody else asks what stands before
+            written_BWT = torch.cat([written_BWT, token_BW[..., None]], dim=-1)
         alive_B = going_BW.any(dim=1)
         if not alive_B.all():
             alive_B = alive_B.nonzero()[:, 0]
@@ -84,9 +83,7 @@ def write(
             if not lines:
                 break
             state.keep(alive_B)
-            last_BW, written_BWT, going_BW, forced_BP = (
-                x[alive_B] for x in (last_BW, written_BWT, going_BW, forced_BP)
-            )
+            last_BW, written_BWT, going_BW = (x[alive_B] for x in (last_BW, written_BWT, going_BW))
             draws_BWT = None if draws_BWT is None else draws_BWT[alive_B]
     found = [[line.hypothesis(decoding.length_penalty) for line in row] for row in every]
     return [sorted(row, key=lambda text: -text.score) for row in found]
