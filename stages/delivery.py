@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.machine_load import load_sampler
-from stages.refusals import is_final, trouble
-from stages.scrub import scrubbed
+from stages.refusals import first_line, is_final, trouble
 from stages.spool import Journal, Operation, file_lock
 from stages.tracking_store import LOCK, prepare_store, store_folder
 
@@ -43,6 +42,7 @@ class Delivery:
         """Sends what is unsent. False where the server takes nothing now (`trouble`): the rest stays in the spool.
 
         What the server refuses for good (a changed parameter, a deleted run) is left out and noted in `refused`.
+        Raises OSError where the disk cannot take how far it got, ValueError where the journal is damaged.
         """
         with spool.sending():
             return self._send(spool)
@@ -53,18 +53,22 @@ class Delivery:
         return self._sample()
 
     def _send(self, spool: Journal) -> bool:
-        operations = spool.unsent()
+        operations, apart = spool.unsent(), 0
         while operations:
-            batch = _batch(operations)
+            batch = operations[:1] if apart else _batch(operations)
             try:
                 self._apply(spool, [operation for operation, _ in batch])
             except Exception as error:
-                if not is_final(error):
+                if not is_final(error, begins=batch[0][0]["op"] == "begin"):
                     self.trouble = trouble(error)
                     return False
-                self.refused.append(scrubbed(str(error).splitlines()[0])[:300])
+                if len(batch) > 1:
+                    apart = len(batch)  # so many are sent one by one: only what is wrong is to be left out
+                    continue
+                self.refused.append(first_line(error))
             spool.save_state(sent=batch[-1][1])
             operations = operations[len(batch) :]
+            apart = max(apart - 1, 0)
         return True
 
     def _apply(self, spool: Journal, operations: list[Operation]) -> None:
@@ -82,6 +86,8 @@ class Delivery:
             self._log_params(run_id, first["values"])
         elif first["op"] == "file":
             path = spool.folder / first["path"]
+            if not path.exists():
+                raise ValueError(f"{path} is gone")
             if path.is_dir():
                 self.client.log_artifacts(run_id, str(path), path.name)
             else:

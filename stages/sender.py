@@ -28,6 +28,7 @@ SENDERS = "senders"  # a folder beside the store, or in `.pipeline`
 PRINTED = ".log"  # beside the socket: what the process printed
 IDLE = 15.0  # seconds without a stage after which it ends
 START_SECONDS = 60.0  # that Python may take to start, on a busy machine
+ANSWER_SECONDS = 60.0  # that a stage waits for it, at most: it may have been stopped, or send something large
 # Variables that differ from stage to stage, or that torch sets: nothing that MLflow looks at.
 _OF_ONE_STAGE = ("CUDA_", "DVC", "MALLOC_", "OMP_", "PIPELINE", "PREFECT", "PYTORCH_", "TORCH")
 _OF_A_SHELL = {"_", "SHLVL", "PWD", "OLDPWD"}
@@ -65,11 +66,17 @@ class Sender:
                     self._stream = self._stream or _connected(self.uri, self.root)
                 except OSError:
                     break
-                with suppress(OSError):
+                try:
                     self._stream.write(json.dumps(folder).encode() + b"\n")
                     if line := self._stream.readline():
                         told: dict[str, Any] = json.loads(line)
                         return told
+                except TimeoutError:
+                    self._stream = None  # where an answer to this may still come, and be taken for that to the next
+                    silence = f"the process that sends to it has not answered for {ANSWER_SECONDS:.0f} s"
+                    return {"trouble": f"cannot be told: {silence}"}
+                except OSError:
+                    pass
                 self._stream = None
             said = _last_words(_address(self.uri, self.root)[0])
             return {"trouble": f"cannot be told: the process that sends to it does not live{said}"}
@@ -117,6 +124,7 @@ def _last_words(address: Path) -> str:
 
 def _connection(address: Path) -> SocketIO | None:
     with socket.socket(socket.AF_UNIX) as connecting:
+        connecting.settimeout(ANSWER_SECONDS)
         try:
             connecting.connect(os.path.relpath(address))  # relative: an address has room for some 100 characters
         except OSError:

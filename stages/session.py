@@ -7,6 +7,8 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,15 @@ from typing import Any
 from stages import stage_log
 from stages.delivery import Delivery
 from stages.lineage import lineage, pipeline_run, remember_latest, without_credentials
+from stages.logged import Logged
+from stages.outputs import whole_file
 from stages.refusals import trouble
 from stages.scrub import scrubbed
 from stages.sender import Sender
-from stages.sending import add_log, let_go, log_size, send, send_abandoned, warn
-from stages.spool import SPOOLS, Operation, Spool
+from stages.sending import add_log, let_go, log_size, send, send_abandoned
+from stages.spool import SPOOLS, Journal, Operation, Spool
 from stages.tracking_store import answers, tracking_uri
+from stages.warning import warn
 
 SEND_EVERY = 2.0  # seconds between two looks into the journal
 RETRY_AFTER = 15.0  # seconds that a server which did not answer is left alone
@@ -45,9 +50,7 @@ class Session:
         self._tried = threading.Event()  # once MLflow has been told of the run, or could not be
         self._stop = threading.Event()
         self._lineage = lineage(stage, inputs, self.root)
-        self.spool = self._open_spool()
-        # A training that goes on makes the steps since its last checkpoint again: up to these they were logged before.
-        self._logged = self.spool.last_steps()
+        self.spool, self._logged = self._open_spool()
         if stage_log.current:
             stage_log.current.keep_in(self.spool.folder / stage_log.LOG, stage)
         self.spool.append(self._begin())
@@ -67,8 +70,7 @@ class Session:
 
     def log_metrics(self, values: dict[str, float], step: int) -> None:
         """Notes numbers, but for those that a run gone on with had noted before it was killed."""
-        new = {name: value for name, value in values.items() if not self._was_logged(name, step)}
-        if new:
+        if new := self._logged.new(values, step):
             self._note({"op": "metrics", "values": new, "step": step, "time": now()})
 
     def log_params(self, values: dict[str, str]) -> None:
@@ -104,16 +106,16 @@ class Session:
             if self.resume_from:  # there is nothing to go on with
                 (self.resume_from / "mlflow_run_id").unlink(missing_ok=True)
                 (self.resume_from / "mlflow_spool").unlink(missing_ok=True)
-                self.spool.save_state(resume_from=None)
         if stage_log.current:
             stage_log.current.at_end(self._finish)
         else:
             self._finish()
 
     def _finish(self) -> None:
-        if add_log(self.spool):
-            self._send()
-        let_go(self.spool)
+        with self._survived():
+            if add_log(self.spool):
+                self._send()
+            let_go(self.spool)
 
     def _note(self, operation: Operation, file: Path | None = None) -> None:
         """Writes an operation down. A full disk costs what is to be logged, not the work."""
@@ -123,25 +125,22 @@ class Session:
         except OSError as error:
             self._warn(f"what is logged cannot be kept in {self.spool.folder} ({error})")
 
-    def _was_logged(self, name: str, step: int) -> bool:
-        if name not in self._logged:
-            return False
-        if step > self._logged[name]:
-            del self._logged[name]  # from now on a step that comes again is one made anew, after a loss spike
-            return False
-        return True
-
-    def _open_spool(self) -> Spool:
-        """The spool that an interrupted run left behind, where there is one, else a new one."""
+    def _open_spool(self) -> tuple[Spool, Logged]:
+        """The spool that an interrupted run left behind, where there is one, else a new one; and what it logged."""
         if self.resume_from is None:
-            return Spool.create(self.root)
+            return Spool.create(self.root), Logged()
         self.resume_from.mkdir(parents=True, exist_ok=True)
-        note = self.resume_from / "mlflow_spool"
-        spool = Spool.take(self.root / SPOOLS / note.read_text().strip(), TAKE_WAIT) if note.exists() else None
+        note, spool, logged = self.resume_from / "mlflow_spool", None, Logged()
+        if note.exists():
+            former = self.root / SPOOLS / note.read_text().strip()
+            spool = Spool.take(former, TAKE_WAIT)
+            with suppress(OSError, ValueError):  # of what is there no more; what another stage still holds can be read
+                logged = Logged(operation for operation, _ in Journal(former).operations())
         spool = spool or Spool.create(self.root)
-        note.write_text(spool.folder.name)
+        with whole_file(note) as unfinished:
+            unfinished.write_text(spool.folder.name)
         spool.save_state(resume_from=str(self.resume_from))
-        return spool
+        return spool, logged
 
     def _begin(self) -> dict[str, Any]:
         pipeline = pipeline_run()
@@ -157,7 +156,7 @@ class Session:
             "tags": tags,
             "datasets": self._lineage.datasets,
             "parent": asdict(pipeline) | {"tags": shared} if pipeline else None,
-            "resume": known.read_text().strip() if known and known.exists() else None,
+            "resume": known.read_text().strip() or None if known and known.exists() else None,
         }
 
     def _send(self) -> bool:
@@ -176,7 +175,7 @@ class Session:
             self._delivery = self._delivery or Delivery(self.uri, self.root)
         except Exception as error:  # there is no such address, or no such database
             return trouble(error)
-        return "" if send(self._delivery, self.spool) else self._delivery.trouble
+        return "" if send(self._delivery, self.spool, self._warn) else self._delivery.trouble
 
     def _warn(self, message: str) -> None:
         """Says it once."""
@@ -185,24 +184,33 @@ class Session:
             warn(message)
 
     def _keep_sending(self) -> None:
+        sent = False
         try:
-            sent = self._send()
+            with self._survived():
+                sent = self._send()
         finally:
             self._tried.set()
-        if sent and self._delivery:
-            send_abandoned(self._delivery, self._stop)
+        with self._survived():
+            if sent and self._delivery:
+                send_abandoned(self._delivery, self._stop)
         shown, size = time.monotonic(), 0
         while not self._stop.wait(SEND_EVERY):
-            try:
+            with self._survived():
                 if self._send() and time.monotonic() - shown >= SHOW_LOG_EVERY and log_size(self.spool) > size:
                     shown, size = time.monotonic(), log_size(self.spool)
                     add_log(self.spool)
-            except OSError as error:  # there may be room again later
-                self._warn(f"what is logged cannot be noted as sent ({error})")
+
+    @contextmanager
+    def _survived(self) -> Iterator[None]:
+        """A full disk, on which there may be room again later, or damage to what lies on it is said and no more."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            self._warn(f"what is logged cannot be noted as sent ({error})")
 
     def _keep_sampling(self) -> None:
         self._tried.wait()
-        step = first = 1 + max((at for name, at in self._logged.items() if name.startswith("system/")), default=-1)
+        step = first = self._logged.samples()
         while not self._stop.wait(SAMPLE_EVERY if step > first else 1.0):
             if load := self._delivery.load() if self._delivery else {}:
                 self._note({"op": "metrics", "values": load, "step": step, "time": now()})

@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from stages.warning import warn
+
 SPOOLS = Path(".pipeline/spool")
 LOCK, SENDING = "lock", "sending"  # names of files in a spool
 Operation = dict[str, Any]
@@ -26,14 +28,15 @@ class Journal:
     """One run's journal, as it is read and sent."""
 
     def __init__(self, folder: Path) -> None:
+        """Raises ValueError where the state is damaged."""
         self.folder = folder
         self.state: dict[str, Any] = {}
         self.read_state()
 
     def read_state(self) -> None:
-        """Takes over what another process has sent."""
+        """Takes over what another process has sent. Raises ValueError where the state is damaged."""
         state = self.folder / "state.json"
-        self.state = json.loads(state.read_text()) if state.exists() else {}
+        self.state = _read(state.read_bytes(), state) if state.exists() else {}
 
     def save_state(self, **changes: Any) -> None:
         """Remembers `changes`, whole or not at all."""
@@ -43,8 +46,8 @@ class Journal:
         unfinished.replace(self.folder / "state.json")
 
     def unsent(self) -> list[tuple[Operation, int]]:
-        """The operations not sent yet, each with the journal's length after it."""
-        return self._operations(int(self.state.get("sent", 0)))
+        """The operations not sent yet, as `operations` gives them."""
+        return self.operations(int(self.state.get("sent", 0)))
 
     @contextmanager
     def sending(self) -> Iterator[None]:
@@ -54,14 +57,19 @@ class Journal:
             self.read_state()
             yield
 
-    def _operations(self, offset: int) -> list[tuple[Operation, int]]:
-        with (self.folder / "journal.jsonl").open("rb") as file:
+    def operations(self, offset: int = 0) -> list[tuple[Operation, int]]:
+        """The operations after `offset` bytes, but for half a line at the end, each with the journal's length after it.
+
+        Raises OSError where there is no journal, ValueError where it is damaged.
+        """
+        journal = self.folder / "journal.jsonl"
+        with journal.open("rb") as file:
             file.seek(offset)
             lines = file.read().split(b"\n")[:-1]
         operations = []
         for line in lines:
             offset += len(line) + 1
-            operations.append((json.loads(line), offset))
+            operations.append((_read(line, journal), offset))
         return operations
 
 
@@ -76,6 +84,8 @@ class Spool(Journal):
         whole = journal.read_bytes().rfind(b"\n") + 1 if journal.exists() else 0
         self._journal = journal.open("ab")
         self._journal.truncate(whole)  # a process that died within a line left half of it
+        if self.state.get("sent", 0) > whole:  # a machine that died lost more: what comes now is not sent yet
+            self.save_state(sent=whole)
 
     @classmethod
     def create(cls, root: Path) -> "Spool":
@@ -90,11 +100,20 @@ class Spool(Journal):
 
     @classmethod
     def take(cls, folder: Path, wait: float = 0.0) -> "Spool | None":
-        """The spool in `folder`, or None where there is none or a living process holds it for `wait` seconds more."""
+        """The spool in `folder`, or None where there is none or a living process holds it for `wait` seconds more.
+
+        A damaged one counts as none: it is set aside, and a line says where it is.
+        """
+        if not folder.match(f"{SPOOLS}/*-*"):
+            return None
         until = time.monotonic() + wait
         while True:
             try:
-                return cls(folder, _taken_over(folder))
+                lock = _taken_over(folder)
+                if _is_whole(folder):
+                    return cls(folder, lock)
+                lock.close()
+                return None
             except BlockingIOError:
                 if time.monotonic() >= until:
                     return None
@@ -116,9 +135,7 @@ class Spool(Journal):
         count = 0
         for folder in (root / SPOOLS).glob("*-*"):
             with suppress(FileNotFoundError):  # its owner has sent everything just now
-                state = folder / "state.json"
-                sent = json.loads(state.read_text()).get("sent", 0) if state.exists() else 0
-                count += (folder / "journal.jsonl").stat().st_size > sent
+                count += (folder / "journal.jsonl").stat().st_size > _sent(folder)
         return count
 
     @property
@@ -149,17 +166,10 @@ class Spool(Journal):
             shutil.copyfile(path, target)
         return inside
 
-    def last_steps(self) -> dict[str, int]:
-        """The step of each metric's last value, sent or not."""
-        steps: dict[str, int] = {}
-        for operation, _ in self._operations(0):
-            if operation["op"] == "metrics":
-                steps |= dict.fromkeys(operation["values"], operation["step"])
-        return steps
-
     def release(self) -> None:
         """Lets another process take the spool over."""
-        self._journal.close()
+        with suppress(OSError):  # a full disk cannot take the rest of a line
+            self._journal.close()
         self._lock.close()
 
     def remove(self) -> None:
@@ -169,6 +179,35 @@ class Spool(Journal):
             self.folder = self.folder.rename(gone)
         shutil.rmtree(self.folder, ignore_errors=True)
         self.release()
+
+
+def _read(text: bytes, path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path.name}: {found!r} is not an object")
+    return found
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether all of a spool can be read; else it gets a name that nobody looks at."""
+    try:
+        Journal(folder).operations()
+    except ValueError as error:
+        aside = folder.rename(folder.with_name(f"{folder.name.replace('-', '.')}.damaged"))
+        warn(f"what a run noted for MLflow is damaged ({error}) and will not be sent: it is kept in {aside}")
+        return False
+    return True
+
+
+def _sent(folder: Path) -> int:
+    """Bytes of the journal that were sent; of a damaged spool nobody knows, and it waits."""
+    try:
+        return int(Journal(folder).state.get("sent", 0))
+    except ValueError:
+        return -1
 
 
 def _taken_over(folder: Path) -> IO[str]:

@@ -25,10 +25,11 @@ from stages.lineage import without_credentials
 from stages.ranks import is_main_process
 from stages.refusals import trouble
 from stages.scrub import scrubbed
-from stages.sending import send_abandoned, warn
+from stages.sending import send_abandoned
 from stages.session import Session
 from stages.spool import SPOOLS, Spool
 from stages.tracking_store import answers, tracking_uri
+from stages.warning import warn
 
 
 class StageRun:

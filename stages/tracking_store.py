@@ -43,7 +43,11 @@ def ui_url(uri: str) -> str:
 
 
 def answers(uri: str) -> bool:
-    """Whether somebody listens at a tracking URI that names a host; others are taken for reachable. At most 2 s."""
+    """Whether somebody listens at a tracking URI that names a host; others are taken for reachable.
+
+    Costs at most 2 s for each address of that host, after what the system takes to find them: some 10 s, with a usual
+    resolver, where no name server answers.
+    """
     try:
         parts = urlsplit(uri)
         port = parts.port or _PORTS.get(parts.scheme.split("+")[0])

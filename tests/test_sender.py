@@ -4,12 +4,14 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import textwrap
 import threading
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -17,7 +19,8 @@ import pytest
 from mlflow_tools import REPOSITORY, history, runs
 
 from stages import sender
-from stages.spool import SPOOLS
+from stages.session import LAST_SEND
+from stages.spool import SPOOLS, Journal, Spool
 from stages.tracking_store import tracking_uri
 
 SENDERS = Path(".pipeline/senders")
@@ -179,6 +182,53 @@ def test_where_there_are_no_sockets_a_stage_sends_by_itself(study: Path) -> None
     _, errors = process.communicate(timeout=300)
     assert errors.strip().endswith("AssertionError"), "it loaded MLflow"
     assert runs(tracking_uri(study))["prepare"].info.status == "FAILED"
+
+
+def test_a_server_that_hangs_slows_no_stage_and_bounds_its_end(study: Path) -> None:
+    script = """
+        import time
+        from stages.tracking import stage_run
+        with stage_run("prepare") as run:
+            begun = time.monotonic()
+            while time.monotonic() < begun + 1.0:
+                run.log_metrics({"at": time.monotonic()})
+            print(begun, time.monotonic(), flush=True)
+        print(time.monotonic())
+    """
+    with socket.create_server(("127.0.0.1", 0)) as hangs:  # connections are made, and nobody reads from them
+        environment = os.environ | {
+            "PYTHONPATH": str(REPOSITORY),
+            "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{hangs.getsockname()[1]}",
+        }
+        command = [sys.executable, "-c", textwrap.dedent(script)]
+        done = subprocess.run(command, cwd=study, env=environment, capture_output=True, text=True, check=True)
+    begun, worked, ended = map(float, done.stdout.split())
+    (spool,) = (study / SPOOLS).iterdir()
+    noted = [operation["values"]["at"] for operation, _ in Journal(spool).operations() if operation["op"] == "metrics"]
+    pauses = [after - before for before, after in pairwise([begun, *noted, worked])]
+    assert max(pauses) < 2.0, "a request takes 4 s to be given up"
+    assert ended - worked < LAST_SEND
+    (warning,) = done.stderr.splitlines()
+    assert "does not answer; what is logged is kept and sent later" in warning
+
+
+def test_one_that_hangs_is_waited_for_a_while_and_no_longer(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sender, "ANSWER_SECONDS", 0.5, raising=False)
+    address, _ = sender._address(tracking_uri(study), study)
+    address.parent.mkdir()
+    hangs = sender._listener(address)
+    assert hangs is not None
+    spool = Spool.create(study)
+    spool.append({"op": "end"})
+    asking = sender.Sender(tracking_uri(study), study)
+    answers: list[bool] = []
+    waiting = threading.Thread(target=lambda: answers.append(asking.send(spool)), daemon=True)
+    waiting.start()
+    waiting.join(30)
+    hangs.close()
+    assert answers == [False]
+    assert asking.trouble == "cannot be told: the process that sends to it has not answered for 0 s"
+    assert spool.unsent()
 
 
 def test_it_ends_when_there_are_no_stages_for_a_while(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
