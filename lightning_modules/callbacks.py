@@ -1,7 +1,9 @@
 """What happens around training steps: checkpoints to resume from, the best weights, stopping on request."""
 
 import signal
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from math import inf, isfinite
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, runtime_checkable
@@ -27,9 +29,7 @@ class Checkpoints(pl.Callback):
         `patience` validations without improvement end the training; 0: never.
         """
         self.folder, self.every, self.keep, self.average, self.patience = folder, every, keep, average, patience
-        self.least_fault = self.best_loss = float(
-            "inf"
-        )  # of the best weights: what they were judged by, and their loss
+        self.least_fault = self.best_loss = inf  # of the best weights: what they were judged by, and their loss
         self.best_step, self.best_weights, self.without_improvement = 0, "raw", 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -62,7 +62,8 @@ class Checkpoints(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keeps the weights of the best validation so far; ends a training that no longer improves; saves if due."""
         assert isinstance(pl_module, TransformerModule)
-        weights, fault = min(pl_module.faults.items(), key=lambda item: item[1])
+        # An average may be finite where the weights are not, or the other way round.
+        weights, fault = min(pl_module.faults.items(), key=lambda item: item[1] if isfinite(item[1]) else inf)
         if fault < self.least_fault:
             self.least_fault, self.best_loss = fault, pl_module.validation_losses[weights]
             self.best_step, self.best_weights = trainer.global_step, weights
@@ -120,14 +121,15 @@ def save_weights(trainer: pl.Trainer, module: TransformerModule, path: Path) -> 
 
 
 def save_checkpoint(trainer: pl.Trainer, folder: Path, keep: int) -> None:
-    """Writes `step-N.ckpt` into `folder` and removes all but the newest `keep`. All ranks must call it.
+    """Writes `step-N.ckpt` into `folder`; removes all but the newest `keep`, damaged ones too. All ranks must call it.
 
     Raises PipelineError where it cannot be written; those before it are left as they are.
     """
     trainer.save_checkpoint(folder / f"step-{trainer.global_step:09d}.ckpt")  # by CheckpointFiles
     if trainer.is_global_zero:
-        for old in sorted(folder.glob("step-*.ckpt"))[:-keep]:
-            old.unlink()
+        for kind in ("ckpt", "damaged"):
+            for old in sorted(folder.glob(f"step-*.{kind}"))[:-keep]:
+                old.unlink()
 
 
 @runtime_checkable
@@ -165,25 +167,29 @@ class StopOnSignal(pl.Callback):
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep, self.stopped = folder, keep, False
         self._signal = 0
-        self._former: dict[int, Any] = {}
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Signals are heard while the block lasts: also between two tries of a training, and while it is set up."""
+        former = {number: signal.signal(number, self._remember) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Installs the handlers, and keeps Lightning from installing its own a moment later."""
+        """Keeps Lightning from installing handlers of its own a moment later."""
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._former[number] = signal.signal(number, self._remember)
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Puts the former handlers back."""
-        for number, handler in self._former.items():
-            signal.signal(number, handler)
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Puts them back then, too: Lightning does not call `teardown`."""
-        self.teardown(trainer, pl_module, "fit")
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self._signal = number
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Told while it was set up, it need not make a step, which may take long the first time."""
+        if self._told(trainer, pl_module):
+            self.stopped = True
+            raise Interrupted(f"at step {trainer.global_step}, before the next was begun; the same command begins it")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int

@@ -3,6 +3,7 @@
 Reading one again takes 1 s a gigabyte.
 """
 
+import errno
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -11,8 +12,11 @@ from typing import Any
 import torch
 
 from lightning_modules.disk import write_whole
+from lightning_modules.errors import PipelineError
 from lightning_modules.lightning import pl
 
+# The system's trouble, not the file's, which is not to be set aside for it.
+_PASSING = {errno.EACCES, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT}
 LEFTOVERS = ("*.unfinished", ".tmp*")  # what a killed process was writing; the second are safetensors' own
 
 
@@ -40,7 +44,7 @@ def newest_checkpoint(folder: Path, first: bool = True) -> Path | None:
     """The newest checkpoint that can be read. One that cannot is named on stdout and set aside as `*.damaged`.
 
     All processes of a training may ask at the same time. The `first` of them, which alone writes there, removes what a
-    killed one was writing.
+    killed one was writing. Raises PipelineError where it is the system that cannot read now.
     """
     if first:
         for pattern in LEFTOVERS:
@@ -51,6 +55,8 @@ def newest_checkpoint(folder: Path, first: bool = True) -> Path | None:
         try:
             check_readable(path)
         except Exception as error:  # a cut or overwritten file fails in many ways
+            if isinstance(error, MemoryError) or getattr(error, "errno", None) in _PASSING:
+                raise PipelineError(f"checkpoint {path} cannot be read now ({error}): run again") from error
             with suppress(FileNotFoundError):  # another process was faster
                 path.rename(path.with_suffix(".damaged"))
                 print(f"checkpoint {path} cannot be read ({error}): set aside, using the one before", flush=True)

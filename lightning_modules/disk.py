@@ -25,6 +25,16 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+def flush(folder: Path) -> None:
+    """Waits until all of a folder is on the disk, and not only in the system's memory."""
+    for path in (*folder.rglob("*"), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def write_whole(path: Path, write: Callable[[Path], object], check: Callable[[Path], object] | None = None) -> None:
     """Lets `write` make a file beside `path`; moves it there once it is on the disk, and `check` finds nothing wrong.
 

@@ -1,9 +1,9 @@
 """What keeps a training from going wrong unseen: numbers that are not finite, and spikes of the loss.
 
 On a CPU this costs nothing that can be measured. On a GPU nobody waits for a step's gradient: its length is on its way
-to the host while the next forward pass is put in line. For the loss the host waits until the forward pass is done, with
-the backward pass still in line, so it works ahead by half a step instead of several. With several processes each step
-has one more reduction, of one number.
+to the host while the next forward pass is put in line. For the loss the host waits until the forward pass is done: it
+works ahead by half a step at most. With several processes each step has one more reduction, of one number; they wait
+for each other anyway, to stop at the same step (`callbacks.StopOnSignal`).
 """
 
 from collections.abc import Callable
@@ -140,6 +140,17 @@ class StepGuard(pl.Callback):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Nor validated, and kept as the best."""
         self._check_gradient(trainer, pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Where no weights have a finite loss on held-out text, none can be the best. All ranks see the same."""
+        assert isinstance(pl_module, TransformerModule)
+        losses = pl_module.validation_losses
+        if not any(map(isfinite, losses.values())):
+            told = ", ".join(f"{loss} of the {weights} weights" for weights, loss in losses.items())
+            raise TrainingFailed(
+                f"{self.name}: not finite at step {trainer.global_step}: the validation loss ({told}). Checkpoints are "
+                "from before it. Lower learning_rate, lengthen warmup_steps, or set precision to 32-true"
+            )
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Nor is it the end."""

@@ -50,6 +50,11 @@ def bound_waiting(strategy: pl.strategies.Strategy) -> None:
         strategy._timeout = timedelta(seconds=int(told or PEER_TIMEOUT))
 
 
+def lost_the_others(error: RuntimeError) -> bool:
+    """Whether it says no more than that another process has ended, which has said why."""
+    return isinstance(error, dist.DistError) or "Connection closed by peer" in str(error)
+
+
 def require_same_step(trainer: pl.Trainer) -> None:
     """Raises PipelineError where some processes go on from another step than others. All ranks must call it."""
     if trainer.world_size == 1:

@@ -134,6 +134,8 @@ class TransformerModule(pl.LightningModule):
             if self.average is not None:
                 with self.average.in_place():
                     self.validation_scores["ema"] = self.score(self.model)
+            # Ranks decide by it when to end: a tie of two tokens may be broken otherwise on another device.
+            self.validation_scores = self.trainer.strategy.broadcast(self.validation_scores)
 
     @property
     def faults(self) -> dict[str, float]:

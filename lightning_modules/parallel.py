@@ -155,7 +155,7 @@ def clip_gradient(model: nn.Module, longest: float) -> Tensor:
             (split if group is not None and name in shares else whole).append(parameter)
     norm = _norm(whole)
     if group is not None:
-        squares = _norm(split).square()
+        squares = _norm(split).square().to(next(model.parameters()).device)  # without gradients it is on the CPU
         dist.all_reduce(squares, group=group)
         norm = (norm.square() + squares).sqrt()
     # One that is not finite is left as it is, for the guard to say where: shortened, all of it would be NaN.

@@ -2,8 +2,8 @@
 
 A store is a folder: `00000.bin`, `00001.bin`, … hold token ids back to back (uint16 up to 65,536 ids, else uint32);
 `00000.idx`, … hold the offset of each document's first token and, last, the shard's length (int64); `meta.json` holds
-the counts. Opening a store maps the files and reads nothing else: what it costs depends on the number of shards alone,
-and processes on one machine share the pages.
+the counts and a digest. Opening a store maps the files and reads nothing else: what it costs depends on the number of
+shards alone, and processes on one machine share the pages.
 """
 
 import json
@@ -31,6 +31,7 @@ class StoreMeta:
     documents: int
     tokens: int
     utf8_bytes: int
+    content_sha256: str = ""  # of the ids and of how they are cut into documents: two stores may have the same counts
 
 
 def token_dtype(vocab_size: int) -> str:

@@ -37,14 +37,14 @@ def fit(
     Raises Interrupted when asked to stop, TrainingFailed where numbers are not finite any more. `log` takes (metrics,
     step); None on ranks other than the first.
     """
-    # One for all tries, so that no signal is lost between two.
     stop = StopOnSignal(job.checkpoints, job.section.keep_checkpoints)
-    while True:
-        try:
-            return _try(job, model, train, validation, stop, log)
-        except RollBack as back:
-            if log is not None:
-                print(f"{job.name}: {back}", flush=True)
+    with stop.listening():
+        while True:
+            try:
+                return _try(job, model, train, validation, stop, log)
+            except RollBack as back:
+                if log is not None:
+                    print(f"{job.name}: {back}", flush=True)
 
 
 def _try(
@@ -90,6 +90,9 @@ def _try(
     if start:
         resumed_from = int(start.stem.removeprefix("step-"))
         print(f"{job.name}: going on from step {resumed_from} ({start})", flush=True)
+    elif log is not None and job.others:
+        told = ", ".join(map(str, job.others))
+        print(f"{job.name}: begins anew; checkpoints of it with other settings or data are in {told}", flush=True)
     _tell_choice(job.name, model, trainer, choice)
     module = TransformerModule(trained, job.recipe, job.score)
     data = TextDataModule(Skipping(train, left_out(folder)), validation)

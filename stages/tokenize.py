@@ -218,12 +218,14 @@ def _classes(records: list[Record], job: GroupJob) -> list[list[int]]:
 def _write_store(folder: Path, groups: Iterator[Tokens], vocab_size: int, tokenizer_sha256: str) -> StoreMeta:
     """Writes the groups' documents as shards of SHARD_DOCUMENTS."""
     folder.mkdir(parents=True)
-    dtype, utf8_bytes = token_dtype(vocab_size), 0
+    dtype, utf8_bytes, content = token_dtype(vocab_size), 0, hashlib.sha256()
 
     def documents() -> Iterator[Ids]:
         nonlocal utf8_bytes
         for group in groups:
             utf8_bytes += group.utf8_bytes
+            content.update(group.ids.tobytes())
+            content.update(np.asarray(group.lengths, dtype=np.int64).tobytes())
             yield from np.split(group.ids, np.cumsum(group.lengths))[:-1]  # the last is what is left: nothing
 
     shards = total_documents = total_tokens = 0
@@ -232,7 +234,8 @@ def _write_store(folder: Path, groups: Iterator[Tokens], vocab_size: int, tokeni
         shard = chain([first], islice(left, SHARD_DOCUMENTS - 1))
         written, tokens = write_shard(folder, shards, cast(Iterable[Sequence[int]], shard), dtype)
         shards, total_documents, total_tokens = shards + 1, total_documents + written, total_tokens + tokens
-    meta = StoreMeta(dtype, vocab_size, tokenizer_sha256, shards, total_documents, total_tokens, utf8_bytes)
+    counts = shards, total_documents, total_tokens, utf8_bytes
+    meta = StoreMeta(dtype, vocab_size, tokenizer_sha256, *counts, content.hexdigest())
     write_meta(folder, meta)
     return meta
 

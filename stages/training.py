@@ -16,14 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from lightning_modules.callbacks import Checkpoints
 from lightning_modules.datamodule import Batches
-from lightning_modules.disk import writing
+from lightning_modules.disk import flush, writing
 from lightning_modules.errors import Interrupted, PipelineError
 from lightning_modules.guards import TrainingFailed
+from lightning_modules.launch import lost_the_others
 from lightning_modules.model_folder import Model, new_model, save_model, sha256
 from lightning_modules.module import Recipe
 from lightning_modules.telling import Telling
@@ -105,25 +107,31 @@ def run_training(
         # Lightning and srun kill the main process, which may still be saving, where another one ends with a status but
         # 0. An agent of torchrun on another machine takes 0 for the end of the training, and would not start it again.
         with nullcontext() if started_by_torchrun() else suppress(Interrupted, TrainingFailed):
-            fit(job, model, train, validation, log=None)
+            try:
+                fit(job, model, train, validation, log=None)
+            except RuntimeError as error:
+                if not lost_the_others(error):
+                    raise
+                raise PipelineError(f"{job.name}: the other processes are gone: the first one says why") from error
         return
     from stages.tracking import stage_run
 
     tokenizer = sha256(job.tokenizer_file)
     for meta in job.tokens.rglob("meta.json"):
         TokenStore(meta.parent).require_tokenizer(tokenizer)
-    with stage_run(
+    tracked = stage_run(
         job.name, params=job.settings, inputs=job.inputs, resume_from=job.checkpoints, system_metrics=True
-    ) as run:
+    )
+    with job.alone(), tracked as run:
         telling, checkpoints, resumed_from = fit(job, model, train, validation, log=run.log_metrics)
-        if (best := job.checkpoints / "best.safetensors").exists():
-            model.load_state_dict(load_file(best))
+        model.load_state_dict(_best_weights(job.checkpoints))
         training = _told(job, model, telling, checkpoints) | {"resumed_from": resumed_from, "mlflow_run_id": run.run_id}
         how = usage()
         with writing(job.output), whole_directory(job.output) as folder:
             save_model(folder, model, job.tokenizer_file, job.limits, how)
             (folder / "training.json").write_text(json.dumps(training, indent=2) + "\n")
             write_curve(folder / "curve.csv", telling.rows)
+            flush(folder)  # a machine that crashes now must not lose both this and the checkpoints
         model.eval()
         run.log_text(sample(), "samples.txt")
         run.log_artifact(job.output / "curve.csv")
@@ -154,10 +162,24 @@ def _told(job: Job, model: Model, telling: Telling, checkpoints: Checkpoints) ->
     }
 
 
+def _best_weights(checkpoints: Path) -> dict[str, torch.Tensor]:
+    """Those of the best validation. Raises PipelineError where somebody has removed them."""
+    try:
+        return load_file(checkpoints / "best.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise PipelineError(
+            f"the best weights of this training cannot be read ({error}): remove {checkpoints} and train anew"
+        ) from error
+
+
 def _forget(checkpoints: Path) -> None:
-    """Removes them, for a rerun all at once: killed in between, it would go on from what is left of them."""
+    """Removes them, for a rerun all at once: killed in between, it would go on from what is left of them.
+
+    And what trainings killed just here have left.
+    """
+    for left in checkpoints.parent.glob("*.removed"):
+        shutil.rmtree(left, ignore_errors=True)
     removed = checkpoints.with_name(f"{checkpoints.name}.removed")
-    shutil.rmtree(removed, ignore_errors=True)
     with suppress(FileNotFoundError):
         checkpoints.rename(removed)
     shutil.rmtree(removed, ignore_errors=True)

@@ -1,22 +1,29 @@
 """One training as its stage describes it, and where its checkpoints are.
 
-Checkpoints live outside DVC's outputs, in a folder named by a fingerprint of all that decides the result, so a changed
-parameter or text never resumes another run.
+Checkpoints live outside DVC's outputs, in a folder named by a fingerprint of the parameters and inputs that decide the
+result, so a changed parameter or text never resumes another run. Code is not asked: what was mended meanwhile a killed
+training takes up where it was.
 """
 
+import fcntl
 import hashlib
 import json
-from collections.abc import Callable
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lightning_modules.errors import PipelineError
 from lightning_modules.model_folder import Model
 from lightning_modules.module import Recipe
 from stages.params_schema import Training
 
 CHECKPOINTS = Path(".pipeline/checkpoints")
+PATIENCE = 10.0  # seconds that a process which was told to end may take for it
 # What a training may go on with where it differs: all else in the settings decides the result.
 FREE_SETTINGS = {
     *("accelerator", "devices", "num_nodes", "strategy", "threads", "compile", "recompute_activations"),
@@ -47,9 +54,45 @@ class Job:
         """Where to resume from: a folder for each combination of settings and inputs."""
         return CHECKPOINTS / f"{self.name}-{_fingerprint(self.settings, self.inputs)}"
 
+    @property
+    def others(self) -> list[Path]:
+        """Folders with checkpoints of the same stage with other settings or inputs."""
+        found = {path.parent for path in CHECKPOINTS.glob(f"{self.name}-*/step-*.ckpt")} - {self.checkpoints}
+        return sorted(path for path in found if not path.suffix)  # but those that are being removed
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nobody else trains into the same folder while the block lasts.
+
+        Raises PipelineError where another process does, as one may whose `dvc repro` alone was killed: the two would
+        delete each other's files.
+        """
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        with (self.checkpoints / "lock").open("a+") as lock:
+            until = time.monotonic() + PATIENCE
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > until:
+                        lock.seek(0)
+                        raise PipelineError(
+                            f"{self.name} is being trained by process {lock.read() or '?'} already: wait for it, or "
+                            "stop it (kill -TERM saves a checkpoint)"
+                        ) from None
+                    time.sleep(0.1)
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            yield
+
 
 def _fingerprint(settings: dict[str, Any], inputs: list[Path]) -> str:
-    """A short digest of settings and inputs: of each file its name, size and first mebibyte."""
+    """A short digest of settings and inputs: of each file its name, size and first mebibyte.
+
+    Token stores are longer, and have a digest of all their content in `meta.json`.
+    """
     digest = hashlib.sha256(json.dumps(_deciding(settings), sort_keys=True).encode())
     for path in sorted(file for folder in inputs for file in folder.rglob("*") if file.is_file()):
         digest.update(f"{path}:{path.stat().st_size}".encode())

@@ -110,7 +110,7 @@ def train(
     settings = {"steps": plan.steps, "learning_rate": plan.learning_rate, "ema_decay": plan.ema_decay}
     module = TransformerModule(model, recipe(**settings), plan.score)
     data = TextDataModule(plan.split, plan.split)
-    with suppress(Interrupted):
+    with suppress(Interrupted), stop.listening():
         trainer.fit(module, data, ckpt_path=newest_checkpoint(folder), weights_only=True)
         if not stop.stopped and not told.validated(trainer.global_step):
             trainer.validate(module, data, verbose=False)

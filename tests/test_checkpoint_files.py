@@ -1,5 +1,7 @@
 """Checkpoints on disk: written where they stay, found again, and set aside where they are damaged."""
 
+import errno
+import re
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +18,7 @@ from spikes import plan_of
 
 from lightning_modules import checkpoint_files
 from lightning_modules.checkpoint_files import newest_checkpoint
+from lightning_modules.errors import PipelineError
 
 
 def test_a_checkpoint_is_written_where_it_is_to_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,6 +97,32 @@ def test_a_damaged_checkpoint_is_named_and_set_aside(
     assert str(newest) in capsys.readouterr().out
     assert newest.with_suffix(".damaged").exists()
     assert_same(train(plan, folder), expected)
+
+
+def test_damaged_ones_do_not_pile_up(tmp_path: Path) -> None:
+    plan, folder = plan_of(tmp_path), tmp_path / "run"
+    folder.mkdir()
+    for step in (1, 2, 3):
+        (folder / f"step-{step:09d}.damaged").touch()
+    train(plan, folder)
+    assert {path.name for path in folder.glob("*.damaged")} == {f"step-{step:09d}.damaged" for step in (2, 3)}
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ESTALE, "Stale file handle"), MemoryError("no room")], ids=str)
+def test_where_the_system_cannot_read_now_nothing_is_set_aside(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    train(plan_of(tmp_path), folder)
+    before = sorted(folder.iterdir())
+
+    def fail(path: Path) -> None:
+        raise error
+
+    monkeypatch.setattr(checkpoint_files, "check_readable", fail)
+    with pytest.raises(PipelineError, match=re.escape(f"cannot be read now ({error})")):
+        newest_checkpoint(folder)
+    assert sorted(folder.iterdir()) == before
 
 
 def test_two_processes_that_find_the_same_damage_use_the_same_checkpoint(
