@@ -161,7 +161,9 @@ def confusion(references: Sequence[str], predictions: Sequence[str]) -> dict[str
     """{"labels", "counts"}: rows are the true labels, columns what was answered.
 
     The commonest labels of the references stand by themselves; all others, and answers that are no label, share one.
+    White space around a label counts as little as it does to accuracy.
     """
+    references, predictions = ([text.strip() for text in texts] for texts in (references, predictions))
     common = [label for label, _ in Counter(references).most_common(CLASSES)]
     labels = sorted(common)
     if {*references, *predictions} - set(labels):

@@ -9,6 +9,7 @@ from math import ceil
 from pathlib import Path
 from statistics import fmean
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lightning_modules.errors import PipelineError
@@ -38,7 +39,7 @@ def _targets(task: Task, train: Path) -> list[str]:
     try:
         with pq.ParquetFile(train) as file:
             batch = next(file.iter_batches(_COUNTED, columns=[task.fields[-1]]))
-    except (OSError, StopIteration) as error:
+    except (OSError, pa.ArrowException, StopIteration) as error:
         raise PipelineError(f"{train} cannot be read ({error!r}): run the prepare stage again") from error
     targets: list[str] = batch.column(0).to_pylist()
     return targets

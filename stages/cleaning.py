@@ -149,7 +149,7 @@ class _Cleaner:
         most, purpose = self._limits.max_characters, self._job.purpose
         if purpose == PRETRAINING:
             text = texts[0]
-            if not failed_filter(text[:most], self._limits):
+            if len(text) > most or not failed_filter(text, self._limits):
                 verdict = self._filtered(text)
                 if verdict is None:
                     return

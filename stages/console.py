@@ -53,6 +53,6 @@ def run_stage(main: Callable[[argparse.Namespace], Any], parser: argparse.Argume
             print(f"error: {error}", file=sys.stderr)
             sys.exit(EXIT_WRONG_INPUT)
         except (Interrupted, KeyboardInterrupt) as stop:
-            print(f"stopped: {stop or 'interrupted'}", file=sys.stderr)
+            print(f"stopped: {str(stop) or 'interrupted'}", file=sys.stderr)
             sys.exit(EXIT_STOPPED)
     sys.exit(0)

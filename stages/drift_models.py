@@ -24,7 +24,7 @@ Json = dict[str, Any]
 
 
 def bits_per_byte(params: Params, texts: Sequence[str]) -> Json:
-    """What the stage evaluate_pretraining finds of models/pretrained on `texts`: {"score", "low", "high"}.
+    """What the stage evaluate_pretraining finds of models/pretrained on `texts`: {"score", "low", "high", "batches"}.
 
     With objectives other than causal_lm these are bits per byte of what was hidden. Raises PipelineError where the
     texts do not fill a row of pretrain.sequence_length, or the model was not pre-trained here.
@@ -57,7 +57,7 @@ def bits_per_byte(params: Params, texts: Sequence[str]) -> Json:
         length = params.pretrain.sequence_length
         raise PipelineError(f"{tokens + written} tokens of text do not fill a row of {length} (sequence_length)")
     score: Json = found["bits_per_byte"]
-    return score
+    return score | {"batches": found["batches"]}
 
 
 def champion_scores(

@@ -24,19 +24,24 @@ _TEXT_NAMES = {
     "unknown_tokens": "unknown tokens",
     "oov_words": "words not seen in training",
 }
+FEWEST = 10  # batches, texts or test records: resamples of fewer are too much alike
 _SHARES = ("continued_words", "unknown_tokens", "oov_words")
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measure of a look on both groups, as far as it could be taken."""
+    """One measure of a look on both groups, as far as it could be taken.
+
+    `units`: how many batches, texts or test records the interval is drawn from, of the group that has fewer.
+    """
 
     key: str  # in MLflow, and where a panel is named: `bits_per_byte`, `translation_chrf`
     name: str
     known: Interval | None
     new: Interval | None
     less_is_better: bool
+    units: int
     share: bool = False
 
     def text(self, group: str) -> str:
@@ -50,8 +55,12 @@ class Row:
 
     @property
     def worse(self) -> bool:
-        """Whether the new texts are surely harder: the intervals do not meet."""
-        if self.known is None or self.new is None:
+        """Whether the new texts are surely harder: the intervals do not meet.
+
+        Not where one is drawn from fewer than FEWEST units: all resamples of one batch are the same, so that its
+        interval has no width and meets no other.
+        """
+        if self.known is None or self.new is None or self.units < FEWEST:
             return False
         return self.new.low > self.known.high if self.less_is_better else self.new.high < self.known.low
 
@@ -59,14 +68,18 @@ class Row:
 def rows(look: Json) -> list[Row]:
     """The measures of a look: those of the pre-trained model and its tokenizer, then of each champion."""
     found = []
+    texts = [look["texts"].get(group, {}) for group in GROUPS]
     for key, name in _TEXT_NAMES.items():
-        known, new = (_interval(look["texts"].get(group, {}).get(key)) for group in GROUPS)
-        found.append(Row(key, name, known, new, less_is_better=True, share=key in _SHARES))
+        known, new = (_interval(part.get(key)) for part in texts)
+        units = min(part.get(key, {}).get("batches", part.get("texts", 0)) for part in texts)
+        found.append(Row(key, name, known, new, less_is_better=True, units=units, share=key in _SHARES))
     for task, champion in look["champions"].items():
+        scores = [champion.get(group, {}) for group in GROUPS]
+        units = min(part.get("records", 0) for part in scores)
         for metric in sorted(TASKS[task].metrics, key=lambda metric: metric != TASKS[task].primary):
-            known, new = (_interval(champion.get(group, {}).get(metric)) for group in GROUPS)
+            known, new = (_interval(part.get(metric)) for part in scores)
             name = f"{task}, champion (version {champion['version']}): {NAMES[metric]}"
-            found.append(Row(f"{task}_{metric}", name, known, new, less_is_better=metric in LESS_IS_BETTER))
+            found.append(Row(f"{task}_{metric}", name, known, new, metric in LESS_IS_BETTER, units))
     return [row for row in found if row.known or row.new]
 
 
@@ -75,7 +88,7 @@ def _interval(value: Mapping[str, float] | None) -> Interval | None:
 
 
 def table(look: Json) -> str:
-    """A look as a table in Markdown, and below it what could not be measured."""
+    """A look as a table in Markdown, and below it what could not be measured, or of too little to be judged by."""
     lines = [f"| look {look['look']}, {look['time']} | known texts | new texts |", "| --- | --- | --- |"]
     texts = {group: look["texts"].get(group, {}).get("texts", 0) for group in GROUPS}
     lines.append(f"| pre-training texts looked at | {texts['known']:,} | {texts['new']:,} |")
@@ -84,6 +97,8 @@ def table(look: Json) -> str:
         lines.append(f"| test records of {task} | {records[0]:,} | {records[1]:,} |")
     lines += [f"| {row.name} | {row.text('known')} | {row.text('new')} |" for row in rows(look)]
     missing = [f"- not measured: {what}: {why}" for what, why in look["not_measured"].items()]
+    if few := [row.name for row in rows(look) if row.known and row.new and row.units < FEWEST]:
+        missing.append(f"- of under {FEWEST} batches, texts or records, which show nothing surely: {', '.join(few)}")
     return "\n".join([*lines, *([""] if missing else []), *missing])
 
 

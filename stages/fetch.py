@@ -144,6 +144,8 @@ def _copy_local(source: LocalSource, key: str, folder: Path, bar: "tqdm[Any]") -
     path = source.path
     if not path.exists():
         raise PipelineError(f"{key}.path: {path} does not exist")
+    if path.is_file() and path.name.startswith("."):
+        raise PipelineError(f"{key}.path: {path} is hidden, and prepare reads no hidden file: take the dot off")
     if path.is_file() and format_of(path) not in _LOCAL_FORMATS:
         formats, packed = ", ".join(_LOCAL_FORMATS), " or ".join(COMPRESSIONS)
         raise PipelineError(f"{key}.path: {path} is none of {formats} (also with {packed}): convert or rename it")
@@ -171,7 +173,8 @@ def main(arguments: argparse.Namespace) -> None:
     name = arguments.name
     sources = load_params().sources
     settings = {"source": name, **_named(sources, name).model_dump(mode="json")}
-    with stage_run(f"fetch@{name}", params=settings, inputs=[]) as run:
+    stage = "fetch" if name in sources.remote else "fetch_local"  # as DVC calls it
+    with stage_run(f"{stage}@{name}", params=settings, inputs=[]) as run:
         run.log_metrics({"bytes": float(fetch(sources, name, Path("data/raw")))})
 
 

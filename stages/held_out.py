@@ -1,4 +1,4 @@
-"""What models are scored or chosen on, as word n-grams: what must not stand in the texts that they learn from.
+"""What models are scored on, and all text held out from pre-training, as word n-grams: what must not be learnt from.
 
 Reading costs about 0.3 s for 10,000 records of 600 characters; memory grows with the records, at most MOST_RECORDS of a
 set: some 16 bytes a word.
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stages.ngrams import Hashes, Numbers, ngrams, short_units, words
-from stages.overlap import columns_of, open_split, portions
+from stages.overlap import columns_of, compared, open_split, portions
 from stages.params_schema import Params
 from stages.tasks import PRETRAINING
 
@@ -38,7 +38,7 @@ class HeldOut:
 
 
 def held_out_sets(params: Params) -> dict[str, tuple[str, ...]]:
-    """What models are scored or chosen on, and the training texts that must not hold it, as PURPOSE/SPLIT."""
+    """The test splits and pre-training's validation split, and the texts that must not hold each, as PURPOSE/SPLIT."""
     learnt = f"{PRETRAINING}/train"
     tasks = {f"{task}/test": (learnt, f"{task}/train", f"{task}/validation") for task in params.tasks}
     return tasks | {f"{PRETRAINING}/{split}": (learnt,) for split in ("validation", "test")}
@@ -51,7 +51,8 @@ def read_held_out(name: str, sources: tuple[str, ...], prepared: Path, ngram: in
     counts = [np.zeros(0, np.int64)]
     for batch in open_split(prepared, name).iter_batches(batch_size=1000, columns=["id", *columns]):
         rows = batch.to_pylist()[: MOST_RECORDS - len(ids)]
-        fields = [" ".join(row[column].split()) for row in rows for column in columns]
+        texts_of_rows = compared(columns, ([row[column] for column in columns] for row in rows))
+        fields = [" ".join(text.split()) for text in texts_of_rows]
         for first, portion in portions(fields):
             found = words(portion)
             counts.append(np.diff(found.texts_T))

@@ -22,6 +22,8 @@ from stages.dvc_lock import PAUSE, locked_stages
 
 LATEST = Path(".pipeline/latest")  # STAGE.json: the run that made what the stage's outputs are now
 _PREFECT_KEY = "prefect-"
+# The programs of stages that are not named after theirs.
+_PROGRAMS = {"fetch_local": "stages/fetch.py", "scratch": "stages/finetune.py", "sweep": "flows/sweep.py"}
 _DIGEST_CHARACTERS = 36  # of MLflow; as long as an MD5 and DVC's ".dir"
 
 
@@ -52,7 +54,7 @@ class Lineage:
 
 def lineage(stage: str, inputs: list[Path], root: Path) -> Lineage:
     """The facts of a run of `stage` that reads `inputs`; paths are relative to `root`, the repository."""
-    facts = Lineage()
+    facts, name = Lineage(), stage.split("@")[0]
     facts.tags = {
         "pipeline.stage": stage,
         "dvc.stage": os.environ.get("DVC_STAGE", ""),
@@ -60,7 +62,7 @@ def lineage(stage: str, inputs: list[Path], root: Path) -> Lineage:
         "host": platform.node(),
         "mlflow.user": _user(),
         "mlflow.source.type": "LOCAL",
-        "mlflow.source.name": f"stages/{stage.split('@')[0]}.py",
+        "mlflow.source.name": _PROGRAMS.get(name, f"stages/{name}.py"),
         **git_facts(root),
         **_prefect_facts(),
     }

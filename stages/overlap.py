@@ -6,7 +6,7 @@ reads 20 million characters a second.
 """
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +20,7 @@ from lightning_modules.errors import PipelineError
 from stages.console import progress
 from stages.ngrams import Hashes, Numbers, ngrams, short_units, words
 from stages.parallel import count, ordered_results
-from stages.tasks import PRETRAINING, PRETRAINING_FIELDS, TASKS
+from stages.tasks import PRETRAINING, PRETRAINING_FIELDS, TASKS, untagged
 
 First = npt.NDArray[np.uint32]  # (G,): for each n-gram the first row that has it, from 1; 0: none has it
 WORTH = 1 << 24  # bytes of parquet that a further worker is for: some 3 s of work
@@ -43,6 +43,16 @@ def columns_of(source: str) -> tuple[str, ...]:
     """The text columns of PURPOSE/SPLIT."""
     purpose = source.split("/")[0]
     return PRETRAINING_FIELDS if purpose == PRETRAINING else TASKS[purpose].fields
+
+
+def compared(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The texts of all rows as they are compared: a task's first field, where its source stands, without the tag.
+
+    `prepare` writes the tag; the same text in other data has none, or another.
+    """
+    if tuple(columns) == PRETRAINING_FIELDS:
+        return [text for row in rows for text in row]
+    return [text if place else untagged(text) for row in rows for place, text in enumerate(row)]
 
 
 def open_split(prepared: Path, source: str) -> Any:
@@ -121,8 +131,8 @@ def hits(job: LookUp) -> Iterator[tuple[Numbers, Numbers]]:
     """The places in the index of what the rows hold of it, and the row of each; a portion of texts at a time."""
     grams_G, maybe = _index(job.index)
     table = pq.ParquetFile(job.file).read_row_group(job.row_group, columns=list(job.columns))
-    rows = zip(*(column.to_pylist() for column in table.columns), strict=True)
-    for first, texts in portions([text for row in rows for text in row]):
+    rows = zip(*(table[column].to_pylist() for column in job.columns), strict=True)
+    for first, texts in portions(compared(job.columns, rows)):
         places, holders = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         for hashes, owners in all_hashes(texts, job.ngram):
             likely = np.flatnonzero(maybe[_first_bits(hashes, maybe)])

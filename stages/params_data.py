@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from stages.tasks import LANGUAGE, PRETRAINING_FIELDS, TASKS, language_tag
 
 Text = Annotated[str, Field(min_length=1)]
-SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]  # it names a folder and a DVC stage
+# It names a folder and a DVC stage, and is a word of a command, to which "-x" would be an option.
+SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$")]
 Language = Annotated[str, Field(pattern=rf"^{LANGUAGE}$")]
 Turns = Annotated[int, Field(ge=1)]
 
@@ -152,7 +153,7 @@ class TextFiles(DataEntry):
 
 
 class Table(TaggedEntry):
-    """jsonl, csv, tsv or parquet: `columns` gives for each of our fields the name of the file's column."""
+    """jsonl, json, csv, tsv or parquet: `columns` gives for each of our fields the name of the file's column."""
 
     gives: ClassVar[tuple[str, ...] | None] = None  # whatever the purpose needs
     reader: Literal["table"]

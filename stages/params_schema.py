@@ -91,7 +91,10 @@ class Tokenizer(Section):
 
 
 class StartFrom(Section):
-    """A model folder whose shape, weights and tokenizer the pipeline goes on from; the hash is of its weights."""
+    """A model folder whose shape, weights and tokenizer the pipeline goes on from.
+
+    The hash is of its weights alone: stages/start.py says what holds for the files beside them.
+    """
 
     path: Annotated[Path, Field(strict=False)]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

@@ -1,8 +1,9 @@
 """What a model must be before it may be champion: a gate that can refuse it, and a paired comparison of two versions.
 
 A version is better than another where the 95 % interval of the difference of their scores on the same test texts lies
-above 0. The gate loads the weights and runs the export: seconds for a small model, some ten where that is to ONNX. A
-comparison takes a second; one with a version that was scored on other texts, the download and decoding, too.
+above 0, and chance alone gives one as large in less than 5 % of cases. The gate loads the weights and runs the export:
+seconds for a small model, some ten where that is to ONNX. A comparison takes a second; one with a version that was
+scored on other texts, the download and decoding, too.
 """
 
 import importlib.util
@@ -20,6 +21,7 @@ from pathlib import Path
 from lightning_modules.errors import PipelineError
 from stages.election import Verdict
 from stages.metrics import Reference
+from stages.report_table import Interval
 from stages.scores import compare
 
 PYTORCH = "pytorch"  # the value of evaluate.engine with which models answer by themselves
@@ -73,7 +75,7 @@ class Judge:
         found = compare(
             self._metric, self._mine.references, self._answers[one], self._answers[other], self._samples, self._seed
         )
-        better = found["low"] > 0
+        better = Interval(**found).side > 0
         interval = f"{found['low']:+.2f} to {found['high']:+.2f}"
         return Verdict(
             better,

@@ -26,7 +26,7 @@ from stages.params_data import (
     TextFiles,
 )
 from stages.raw_files import TABLE_FORMATS, TEXT_FORMATS, files_in, read_lines, read_parts
-from stages.sources import Bad, Row, read_rows, unusable, value_at
+from stages.sources import Bad, Row, group_at, read_rows, unusable, value_at
 from stages.splits import digest
 from stages.squad import squad_rows
 from stages.tasks import TASKS
@@ -166,12 +166,12 @@ def _fields(row: Row, entry: Table, answer: str | None) -> Row | Bad:
             elif problem := unusable(value):
                 return Bad(row.line, f"column {column!r} is {problem}")
             fields[field] = value
-        group = value_at(row.values, entry.group) if entry.group else None
     except KeyError as error:
         return Bad(row.line, f"no column {error.args[0]!r}")
-    fields[GROUP] = "" if group is None else str(group).strip()
-    if entry.group and (problem := unusable(fields[GROUP])):
-        return Bad(row.line, f"column {entry.group!r} is {problem}")
+    group = group_at(row, entry.group)
+    if isinstance(group, Bad):
+        return group
+    fields[GROUP] = group
     if not entry.group and entry.to:  # as of `_parallel`
         first = min(entry.columns, key=entry.columns.__getitem__)
         fields[GROUP] = digest(normalise(strip_html(fields[first])))

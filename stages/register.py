@@ -22,7 +22,7 @@ from stages.lineage import LATEST, git_facts
 from stages.outputs import whole_file
 from stages.params import Params, load_params
 from stages.promotion import PYTORCH, Judge, Scored, check_export, read_scored, refusals
-from stages.registry import CHAMPION, LOCK, REFUSED, Registry, connect, mlflow_errors, silent
+from stages.registry import CHALLENGER, CHAMPION, LOCK, REFUSED, Registry, connect, mlflow_errors, silent
 from stages.spool import file_lock
 from stages.tasks import TASKS
 from stages.tracking_store import tracking_uri, ui_url
@@ -97,6 +97,7 @@ def register(candidate: Candidate, client: Any, params: Params) -> dict[str, str
     if reasons:
         kept = registry.alias(CHAMPION) == number
         alias, reason = None, "; ".join(reasons) + (", but it stays champion until it is rolled back" if kept else "")
+        registry.drop_alias(CHALLENGER, number)  # which it has where a rule was tightened since
         registry.tag(number, state=REFUSED, alias_reason=reason)
     else:
         alias, reason = elect(registry, number, _judge(candidate, number, registry, params))

@@ -12,6 +12,7 @@ from typing import Any
 
 from lightning_modules.errors import PipelineError
 from stages.lineage import without_credentials
+from stages.scrub import scrubbed
 from stages.tracking_store import answers, prepare_store, tracking_uri
 
 LOCK = Path(".pipeline/registry.lock")  # of the workspace: held by whoever moves an alias from here
@@ -45,7 +46,7 @@ def mlflow_errors(doing: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, RequestException) as error:
-        raise PipelineError(f"MLflow could not {doing}: {str(error).splitlines()[0]}") from error
+        raise PipelineError(f"MLflow could not {doing}: {scrubbed(str(error).splitlines()[0])}") from error
 
 
 def silent(uri: str, what: str) -> PipelineError:
@@ -80,7 +81,14 @@ class Registry:
 
     def set_alias(self, alias: str, number: str) -> None:
         """Gives the alias to a version; whichever had it loses it."""
-        self._client.set_registered_model_alias(self.name, alias, number)
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.set_registered_model_alias(self.name, alias, number)
+        except MlflowException:  # of two that give it for the first time at the same moment the store refuses one
+            if self.alias(alias) is None:
+                raise
+            self._client.set_registered_model_alias(self.name, alias, number)
 
     def drop_alias(self, alias: str, number: str) -> None:
         """Takes the alias from the version where that has it."""
@@ -99,5 +107,6 @@ class Registry:
             try:
                 path = Path(download_artifacts(artifact_uri=uri, dst_path=folder))
             except (MlflowException, OSError) as error:
-                raise PipelineError(f"{uri} cannot be downloaded ({str(error).splitlines()[0]})") from error
+                reason = scrubbed(str(error).splitlines()[0])
+                raise PipelineError(f"{scrubbed(uri)} cannot be downloaded ({reason})") from error
             yield path

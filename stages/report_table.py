@@ -28,6 +28,7 @@ NAMES = {
     "perplexity": "perplexity",
     "bits_per_byte": "bits per byte",
 }
+CHANCE = 0.05  # a difference is sure where chance alone gives one as large less often than this
 HEADER = ("task", "metric", "pre-trained", "from scratch", "baseline", "pre-training bought")
 
 
@@ -42,6 +43,17 @@ class Interval:
 
     def __str__(self) -> str:
         return f"{self.score:.1f} [{self.low:.1f}, {self.high:.1f}]"
+
+    @property
+    def side(self) -> int:
+        """Of a difference: 1 or -1, the side of zero on which it surely lies, or 0.
+
+        The whole interval must lie there, and p, where there is one, below CHANCE: the resamples of one record, or of
+        a few that agree, are all alike, so that their interval has no width and says nothing.
+        """
+        if self.low <= 0 <= self.high or (self.p is not None and self.p >= CHANCE):
+            return 0
+        return 1 if self.low > 0 else -1
 
     def signed(self) -> str:
         """As text with the sign of a difference."""
@@ -81,7 +93,7 @@ class Row:
 
     @property
     def outcome(self) -> str:
-        """`gain`, `loss` or `unsure`: on which side of zero the whole interval of the difference lies."""
+        """`gain`, `loss` or `unsure`: on which side of zero the difference surely lies."""
         return _side(self.difference, self.metric)
 
     def verdict(self) -> str:
@@ -91,7 +103,7 @@ class Row:
         words = {
             "gain": f"Pre-training bought {gain}",
             "loss": f"Pre-training cost {gain}",
-            "unsure": f"Pre-training made no sure difference: {gain}, and the interval holds zero",
+            "unsure": f"Pre-training made no sure difference: {gain}, {self._doubt()}",
         }[self.outcome]
         words += f": {self.pretrained.score:.1f} against {self.scratch.score:.1f} from scratch"
         beside = _side(self.over_baseline, self.metric)
@@ -99,12 +111,20 @@ class Row:
             more, less = ("less", "more") if self.metric in LESS_IS_BETTER else ("more", "less")
             words += f", but {less if beside == 'loss' else f'not surely {more}'} than the trivial baseline"
             words += f" ({self.baseline_name}: {self.baseline.score:.1f}, difference {self.over_baseline.signed()})"
-        if self.outcome == "unsure":
+        if self.outcome == "unsure" and self._holds_zero():
             half = (self.difference.high - self.difference.low) / 2
             words += (
                 f". With {self.records} test records a difference below about {half:.1f} cannot be told from chance"
             )
         return words + "." + ("" if self.outcome == "gain" else self._courses())
+
+    def _holds_zero(self) -> bool:
+        return self.difference.low <= 0 <= self.difference.high
+
+    def _doubt(self) -> str:
+        if self._holds_zero():
+            return "and the interval holds zero"
+        return f"which with {self.records} test record{'s' * (self.records > 1)} may be chance"
 
     def _courses(self) -> str:
         """Which weights were kept of both trainings: where pre-training did not win, something to look into."""
@@ -119,10 +139,10 @@ def _course(facts: dict[str, float]) -> str:
 
 
 def _side(difference: Interval, metric: str) -> str:
-    """`gain`, `loss` or `unsure`: on which side of zero the whole interval lies."""
-    if difference.low <= 0 <= difference.high:
+    """`gain`, `loss` or `unsure`: on which side of zero the difference surely lies."""
+    if not difference.side:
         return "unsure"
-    return "gain" if (difference.low > 0) != (metric in LESS_IS_BETTER) else "loss"
+    return "gain" if (difference.side > 0) != (metric in LESS_IS_BETTER) else "loss"
 
 
 def unknown_words(share: float) -> str:

@@ -12,7 +12,6 @@ import argparse
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Sequence
 from contextlib import chdir
@@ -21,11 +20,14 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from ruamel.yaml import YAML
+
 from lightning_modules.errors import PipelineError
 from stages.console import progress, run_stage, stage_parser
 from stages.outputs import whole_file
 from stages.parallel import cores, count, local_results
 from stages.params import Params, load_params
+from stages.params_file import read_params_file
 from stages.report_table import NAMES
 from stages.tracking_store import prepare_store, tracking_uri
 
@@ -57,7 +59,7 @@ def seeds(params: Params, task: str, number: int) -> dict[str, Any]:
     os.environ["MLFLOW_TRACKING_URI"] = tracking_uri(Path.cwd())
     os.environ.setdefault("MLFLOW_EXPERIMENT_NAME", "seeds")  # apart from the runs of the pipeline itself
     prepare_store(os.environ["MLFLOW_TRACKING_URI"], Path.cwd())
-    jobs = [Job(_folder(f"{task}-{seed}", digest, seed), task) for seed in chosen]
+    jobs = [Job(seed_folder(f"{task}-{seed}", digest, seed), task) for seed in chosen]
     with progress(total=number, name=f"{task} seeds", unit="seed") as bar:
         found = list(local_results(run_seed, jobs, min(number, _side_by_side(params)), bar))
     scores = {
@@ -102,7 +104,7 @@ def _spread(scores: Sequence[float], sign: str) -> str:
     return f"{mean(scores):{sign}.1f} ± {stdev(scores):.1f}"
 
 
-def _folder(name: str, digest: str, seed: int) -> Path:
+def seed_folder(name: str, digest: str, seed: int) -> Path:
     """A folder in which stages find the data and the pre-trained model of this one, and params.yaml with the seed."""
     folder = (WORK / f"{name}-{digest}").resolve()
     for other in WORK.resolve().glob(f"{name}-*"):
@@ -112,9 +114,10 @@ def _folder(name: str, digest: str, seed: int) -> Path:
     for shared in (Path("data"), Path("models/pretrained")):
         if not (folder / shared).is_symlink():
             (folder / shared).symlink_to(shared.resolve(), target_is_directory=True)
-    text = Path("params.yaml").read_text(encoding="utf-8")
-    with whole_file(folder / "params.yaml") as path:
-        path.write_text(re.sub(r"(?m)^seed:\s*\d+", f"seed: {seed}", text), encoding="utf-8")
+    params = read_params_file(Path("params.yaml")).tree  # not as text: YAML knows many spellings of "seed: 1"
+    params["seed"] = seed
+    with whole_file(folder / "params.yaml") as path, path.open("w", encoding="utf-8") as file:
+        YAML().dump(params, file)
     return folder
 
 

@@ -76,6 +76,19 @@ def value_at(values: Any, name: str) -> Any:
         raise KeyError(name) from None
 
 
+def group_at(row: Row, column: str | None) -> str | Bad:
+    """What `column` says of the row's group, as text; "" where no column is asked for, Bad where it says nothing."""
+    if not column:
+        return ""
+    try:
+        value = value_at(row.values, column)
+    except KeyError as error:
+        return Bad(row.line, f"no column {error.args[0]!r}")
+    group = "" if value is None else str(value).strip()
+    problem = unusable(group)
+    return Bad(row.line, f"column {column!r} is {problem}") if problem else group
+
+
 def unusable(value: Any) -> str | None:
     """Why a value cannot be a text of a record, or None."""
     if value is None or (isinstance(value, str) and not value.strip()):

@@ -163,7 +163,7 @@ def read_split(folder: Path, split: str, most: int) -> list[dict[str, str]]:
     try:
         with pq.ParquetFile(path) as file:  # `pq.read_table` would load pandas
             records: list[dict[str, str]] = file.read().to_pylist()
-    except OSError as error:
+    except (OSError, pa.ArrowException) as error:  # missing, or damaged
         raise PipelineError(f"{path} cannot be read ({error}): run the prepare stage again") from error
     if not records:
         raise PipelineError(f"{path} holds no record: give the task more data, or raise prepare.{split}_share")

@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning_modules.errors import PipelineError
 from stages.raw_files import format_of
-from stages.sources import Bad, Row, read_json, read_rows, unusable
+from stages.sources import Bad, Row, group_at, read_json, read_rows, unusable
 from stages.splits import digest
 from stages.text import normalise
 
@@ -19,7 +19,8 @@ from stages.text import normalise
 def squad_rows(file: Path, group: str | None) -> Iterator[Row | Bad]:
     """Records with question, context, answer, answer_start, other_answers and group: in json the article's title.
 
-    In tables the group is what column `group` says, else the context: the same context is never in two splits.
+    In tables the group is what column `group` says, and Bad a row in which it says nothing; without `group` it is the
+    context: the same context is never in two splits.
 
     A question without an answer in the context has the answer "". `answer_start` is the answer's first character in
     the context, both normalised, as text. In json, `line` counts questions from 1. Of several answers the first is to
@@ -30,10 +31,14 @@ def squad_rows(file: Path, group: str | None) -> Iterator[Row | Bad]:
             yield _record(number, question, bool(question.get("is_impossible")))
         return
     for row in read_rows(file, ["question", "context", "answers", *([group] if group else [])]):
-        if isinstance(row, Bad):
-            yield row
-        else:
-            yield _record(row.line, row.values | {"title": row.values.get(group or "")}, may_have_none=True)
+        yield row if isinstance(row, Bad) else _of_table(row, group)
+
+
+def _of_table(row: Row, group: str | None) -> Row | Bad:
+    title = group_at(row, group)
+    if isinstance(title, Bad):
+        return title
+    return _record(row.line, row.values | {"title": title}, may_have_none=True)
 
 
 def _questions(file: Path) -> Iterator[dict[str, Any]]:
@@ -56,21 +61,26 @@ def _record(number: int, values: Mapping[str, Any], may_have_none: bool) -> Row 
             if problem := unusable(text):
                 return Bad(number, f"its {name} is {problem}")
         texts, starts = _answers(answers)
-        found = _settled(context)
+        found = normalise(context)
         if not found:
             return Bad(number, "its context is empty")
-        record = {"question": question, "context": found, "group": str(values.get("title") or digest(found))}
+        record = {"question": question, "context": found}
+        record["group"] = str(values.get("title") or "").strip() or digest(found)
+        if problem := unusable(record["group"]):
+            return Bad(number, f"its title is {problem}")
         if not texts or values.get("is_impossible"):
             if not may_have_none:
                 return Bad(number, "it has no answer, and is_impossible does not say that there is none")
             return Row(number, record | {"answer": "", "answer_start": "", "other_answers": ""})
-        answer, about = _settled(texts[0]), len(_settled(context[: starts[0]]))
-        others = [other for other in dict.fromkeys(map(_settled, texts[1:])) if other not in ("", answer)]
+        answer, about = normalise(texts[0]), len(normalise(context[: starts[0]]))
+        others = [other for other in dict.fromkeys(map(normalise, texts[1:])) if other not in ("", answer)]
     except (KeyError, TypeError, IndexError) as error:
         return Bad(number, f"not a question in the format of SQuAD ({type(error).__name__}: {error})")
     start = _place(answer, found, about)
     if start is None:
         return Bad(number, "its answer does not stand in its context")
+    if problem := next(filter(None, map(unusable, others)), None):
+        return Bad(number, f"an answer of it is {problem}")
     told = json.dumps(others, ensure_ascii=False) if others else ""
     return Row(number, record | {"answer": answer, "answer_start": str(start), "other_answers": told})
 
@@ -80,11 +90,6 @@ def _answers(answers: Any) -> tuple[list[str], list[int]]:
     if isinstance(answers, Mapping):
         return list(answers["text"]), list(answers["answer_start"])
     return [answer["text"] for answer in answers], [answer["answer_start"] for answer in answers]
-
-
-def _settled(text: str) -> str:
-    """Normalised so that another time changes nothing: what a removed character parted may have to be composed."""
-    return normalise(normalise(text))
 
 
 def _place(answer: str, context: str, about: int) -> int | None:

@@ -1,4 +1,10 @@
-"""A model that the pipeline starts from, checked against the hash in params.yaml. Costs reading its weights once."""
+"""A model that the pipeline starts from, checked against the hash in params.yaml. Costs reading its weights once.
+
+The hash pins model.safetensors. Which tokenizer.json belongs to it, config.json says with a hash of its own, against
+which the folder is checked whenever its model is loaded. config.json itself is pinned by nothing, and DVC looks at the
+hash in params.yaml alone: whoever changes a file beside the same weights has the stages that read it run again
+(`dvc repro --force --single-item STAGE`: tokenizer, pretrain, scratch@TASK).
+"""
 
 import hashlib
 from pathlib import Path

@@ -66,6 +66,11 @@ def language_tag(language: str) -> str:
     return f"to {language}: "
 
 
+def untagged(source: str) -> str:
+    """A source without its language tag: as the same text stands in other data."""
+    return _TAG.sub("", source)
+
+
 def _question_source(record: Record) -> str:
     """Question and context, each behind its mark. Where the mark "context:" stands in the question, it is parted there:
     the context begins behind the first one."""
@@ -80,7 +85,7 @@ TASKS: dict[str, Task] = {
         target_text=lambda record: record["target"],
         metrics=("bleu", "chrf", "ter"),
         primary="chrf",
-        baseline=lambda record: _TAG.sub("", record["source"]),
+        baseline=lambda record: untagged(record["source"]),
         baseline_name="copy the source",
         decoding={"beams": 4},
         keep="whole",

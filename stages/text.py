@@ -75,10 +75,19 @@ def _without_entities(text: str) -> str:
 
 
 def normalise(text: str) -> str:
-    """Unicode NFC without control and zero-width characters; single spaces; at most one blank line in a row."""
+    """Unicode NFC without control and zero-width characters; single spaces; at most one blank line in a row.
+
+    Another time it changes nothing.
+    """
     lines = (" ".join(line.split()) for line in unicodedata.normalize("NFC", text).splitlines())
-    text = "\n".join(line if line.isprintable() else _UNWANTED.sub("", line).strip() for line in lines)
+    text = "\n".join(line if line.isprintable() else _without_unwanted(line) for line in lines)
     return _BLANK_LINES.sub("\n\n", text).strip()
+
+
+def _without_unwanted(line: str) -> str:
+    """What an unwanted character parted stands together then: spaces are to be joined, letters to be composed."""
+    left = _UNWANTED.sub("", line)
+    return line if left == line else " ".join(unicodedata.normalize("NFC", left).split())
 
 
 def letter_share(text: str) -> float:

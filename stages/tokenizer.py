@@ -10,9 +10,11 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
@@ -39,12 +41,19 @@ def train_tokenizer(texts: Path, vocab_size: int, kind: str = "byte_bpe") -> Tok
 
     `kind` is a key of KINDS. Raises PipelineError where the file cannot be read or has no text.
     """
-    try:
+    with _readable(texts):
         rows = pq.read_metadata(texts).num_rows
         if not rows:
             raise PipelineError(f"{texts} has no text to learn from: run the prepare stage again")
         return learn(kind, lambda: _batches(texts, rows), vocab_size)
-    except OSError as error:
+
+
+@contextmanager
+def _readable(texts: Path) -> Iterator[None]:
+    """Makes one line of what is wrong with a parquet file that is missing or damaged."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
         raise PipelineError(f"{texts} cannot be read ({error}): run the prepare stage first") from None
 
 
@@ -56,8 +65,11 @@ def _batches(texts: Path, rows: int) -> Iterator[list[str]]:
 
 
 def measure(tokenizer: Tokenizer, texts: Path) -> Fit:
-    """Compression and unknown tokens on the first texts of a parquet file; special tokens' names in them are text."""
-    with pq.ParquetFile(texts) as file:
+    """Compression and unknown tokens on the first texts of a parquet file; special tokens' names in them are text.
+
+    Raises PipelineError where the file cannot be read.
+    """
+    with _readable(texts), pq.ParquetFile(texts) as file:
         sample: list[str] = next(
             (batch["text"].to_pylist() for batch in file.iter_batches(_SAMPLE, columns=["text"])), []
         )

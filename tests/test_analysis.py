@@ -28,7 +28,7 @@ from stages.analysis import (
 from stages.scores import score_task
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=80))
 def test_buckets_part_the_records_by_their_values(values: list[int]) -> None:
     found = buckets(values)
@@ -109,7 +109,7 @@ def test_likelihoods_compare_tokenizers_by_bytes() -> None:
     assert bits["difference"] == {"score": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(1, 999), st.booleans()), min_size=1, max_size=60))
 def test_the_calibration_error_is_torchmetrics(pairs: list[tuple[float, bool]]) -> None:
     # On a bound the one takes a probability for the lower bin, the other for the upper.
@@ -143,3 +143,8 @@ def test_confusion_is_scikit_learns_and_what_is_rare_or_no_label_shares_a_place(
     found = confusion(many + many[:CLASSES], many + many[:CLASSES])
     assert found["labels"] == [*many[:CLASSES], OTHER]
     assert found["counts"][-1][-1] == 5
+
+
+def test_white_space_around_a_label_makes_no_other_label() -> None:
+    found = confusion(["a ", "b", "a"], ["a", "\tb\n", "b"])
+    assert found == {"labels": ["a", "b"], "counts": [[1, 1], [0, 1]]}

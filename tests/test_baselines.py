@@ -43,6 +43,9 @@ def test_a_constant_answer_is_the_commonest_and_a_copy_needs_no_training_data() 
 
 
 def test_training_data_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    for path in (tmp_path / "nowhere/train.parquet", write_train(tmp_path, [])):
+    (tmp_path / "damaged").mkdir()
+    damaged = write_train(tmp_path / "damaged", [2])
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    for path in (tmp_path / "nowhere/train.parquet", write_train(tmp_path, []), damaged):
         with pytest.raises(PipelineError, match=r"train.parquet cannot be read .*: run the prepare stage again"):
             baseline(TASKS["summarization"], [{"document": "a", "summary": "b"}], path)

@@ -166,3 +166,11 @@ def test_a_long_source_of_a_translation_is_dropped_and_so_is_what_leaves_no_room
     write_jsonl(tmp_path / "raw/mine/a.jsonl", asked)
     counts = run(tmp_path, {"question_answering": [QUESTIONS]}, max_characters=40)["question_answering"]["mine"]
     assert (counts["trimmed"], counts["dropped"]["max_characters"]) == (0, 20)
+
+
+def test_a_long_text_is_judged_whole_though_its_beginning_has_no_letters(tmp_path: Path) -> None:
+    texts = [*pages(40, 7), "12 34 56 " * 200 + GERMAN * 80]
+    write_jsonl(tmp_path / "raw/web/a.jsonl", [{"body": text} for text in texts])
+    counts = run(tmp_path, {"pretraining": [TABLE]}, languages=["en"], max_characters=1500)["pretraining"]["web"]
+    assert counts["dropped"]["languages"] == 1
+    assert not any("Wetter" in record["text"] for record in records(tmp_path, "pretraining"))

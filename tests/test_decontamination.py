@@ -122,3 +122,12 @@ def test_a_missing_test_split_is_one_line(prepared: Path, params: Params) -> Non
     (prepared / "translation" / "test.parquet").write_bytes(b"no parquet")
     with pytest.raises(PipelineError, match=r"translation/test.parquet cannot be read .*: run the prepare"):
         held_records(params, prepared, 1, prepared)
+
+
+def test_a_text_that_is_a_test_source_without_its_language_tag_goes(prepared: Path, params: Params) -> None:
+    write(prepared, "translation", "test", [("to de: Turn on the light", "Licht an")])
+    write(prepared, "pretraining", "train", [("Turn on the light",), ("Turn it off",)])
+    held = held_records(params, prepared, 1, prepared)
+    assert held.records_T[0] >= 0
+    assert held.describe(0) == "holds 67% of translation/test translation-test-0: to de: Turn on the light\nLicht an"
+    assert held.records_T[1] < 0

@@ -68,7 +68,7 @@ def shuffled(text: str) -> str:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with a decoder that has learnt a little English from sentences()[:TRAIN]."""
     root = tmp_path_factory.mktemp("trained")
-    section = {"objective": "causal_lm", "packing": "joined", "batch_size": 8}
+    section = {"objective": "causal_lm", "packing": "joined", "batch_size": 2}  # the texts are to fill ten batches
     set_params(root, only=TASK, model={"architecture": "decoder"}, pretrain=section)
     model = tiny.model(1, architecture="decoder", d_model=64, d_ff=128).train()
     store = tiny.write_store(root / "tokens", tiny.encoded(tiny.sentences()[:TRAIN]))
@@ -127,7 +127,8 @@ def test_bits_per_byte_are_those_of_the_stage_and_of_few_texts_none(
     (tmp_path / "models").symlink_to(trained / "models")
     with chdir(tmp_path):
         expected = evaluate_pretraining(params)["bits_per_byte"]
-        assert bits_per_byte(params, sorted(texts, key=digest)) == expected
+        found = bits_per_byte(params, sorted(texts, key=digest))
+        assert {key: found[key] for key in expected} == expected
         look: dict[str, Any] = measure_of_new(params, known=texts, new=["Too short."])
     assert "do not fill a row of 32" in look["not_measured"]["bits per byte of new texts"]
     assert look["texts"]["new"]["words"] == 2
@@ -175,7 +176,7 @@ def test_texts_without_words_and_a_training_that_nobody_kept() -> None:
     assert set(coverage(["a word"], tiny.tokenizer(), (), 100, 1)) == {"words", *MEASURES} - {"oov_words"}
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.sets(st.integers(0, 40)), st.sets(st.integers(0, 40), min_size=1), st.integers(0, 5))
 def test_what_is_new_is_what_was_in_no_split_before(
     tmp_path_factory: pytest.TempPathFactory, before: set[int], after: set[int], most: int
@@ -266,3 +267,28 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "drift.json").write_text("{")
     with pytest.raises(PipelineError, match=r"drift.json cannot be read .*: remove it"):
         read_looks(tmp_path / "drift.json")
+
+
+def test_what_is_drawn_from_few_shows_nothing_surely() -> None:
+    one, two = ({"score": value, "low": value, "high": value} for value in (1.0, 2.0))
+
+    def look(batches: int, texts: int, records: int) -> dict[str, Any]:
+        known, new = (
+            {"texts": texts, "bits_per_byte": score | {"batches": batches}, "oov_words": score} for score in (one, two)
+        )
+        scores = {"known": {"records": 60, "chrf": two}, "new": {"records": records, "chrf": one}}
+        groups = {"known": known | {"texts": 60}, "new": new}
+        champions = {"translation": {"version": "1", **scores}}
+        return {"look": 1, "time": "", "texts": groups, "champions": champions, "not_measured": {}}
+
+    everything = {"bits_per_byte", "oov_words", "translation_chrf"}
+    for counts, unsure in (
+        ((10, 10, 10), set()),
+        ((1, 10, 10), {"bits_per_byte"}),
+        ((10, 9, 10), {"oov_words"}),
+        ((10, 10, 9), {"translation_chrf"}),
+    ):
+        found = look(*counts)
+        assert {row.key for row in rows(found) if row.worse} == everything - unsure
+        assert len(findings(found)) == 3 - len(unsure)
+    assert table(look(1, 10, 10)).endswith("or records, which show nothing surely: bits per byte")

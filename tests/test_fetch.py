@@ -6,14 +6,19 @@ import os
 import subprocess
 import sys
 import zipfile
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
 from lightning_modules.errors import PipelineError
-from stages.fetch import fetch, sha256_of
+from stages.fetch import fetch, main, sha256_of
 from stages.params_data import Sources
+from stages.tracking import StageRun
 
 ROOT = Path(__file__).parent.parent
 
@@ -108,6 +113,7 @@ def test_a_local_file_and_a_folder(tmp_path: Path) -> None:
     [
         ("none.txt", None, "does not exist"),
         ("a.docx", b"x", "convert or rename it"),
+        (".a.txt", b"x", "is hidden, .*: take the dot off"),
         ("a.txt", b"", "is empty"),
     ],
 )
@@ -185,3 +191,22 @@ def test_the_command_exits_1_with_one_line(tmp_path: Path) -> None:
     assert done.stderr.splitlines()[-1].startswith("error: params.yaml has no source 'botocor'")
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "data").exists()
+
+
+def test_a_run_is_named_as_dvc_names_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that what is made of the files leads back to it."""
+    text = (ROOT / "tests/params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(text.replace("local: {} ", "local: {mine: {path: mine.txt}} "))
+    names = []
+
+    @contextmanager
+    def stage_run(stage: str, **_: Any) -> Iterator[StageRun]:
+        names.append(stage)
+        yield StageRun()
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("stages.tracking.stage_run", stage_run)
+    monkeypatch.setattr("stages.fetch.fetch", lambda *_: 1)
+    for name in ("mine", "botocore"):
+        main(Namespace(name=name))
+    assert names == ["fetch_local@mine", "fetch@botocore"]

@@ -142,3 +142,16 @@ def test_the_stage_fails_with_the_pair_until_the_text_is_gone(tmp_path: Path, pa
     assert passed.returncode == 0, passed.stderr
     assert (tmp_path / "reports/leakage.passed").exists()
     assert "translation/test: 0 of 2 records leaked (0.00%)" in passed.stdout
+
+
+def test_a_language_tag_hides_no_text(tmp_path: Path, params: Params) -> None:
+    for purpose in ("pretraining", *params.tasks):
+        for split in SPLITS:
+            write(tmp_path, purpose, split, [tuple(f"{purpose} {split} {name}" for name in columns(purpose))])
+    write(tmp_path, "translation", "test", [("to de: light", "hell"), ("to de: go on now", "los")])
+    write(tmp_path, "translation", "train", [("to fr: Go on now!", "en avant")])
+    write(tmp_path, "pretraining", "train", [("Light",)])
+    report, pairs = measure(params, tmp_path, workers=1)
+    shares = report["translation/test"]["share_by_source"]
+    assert shares == {"pretraining/train": 0.5, "translation/train": 0.5, "translation/validation": 0.0}
+    assert {pair["text"] for pair in pairs["translation/test"]} == {"to de: light\nhell", "to de: go on now\nlos"}

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 from mlflow_tools import runs, shell
+from ruamel.yaml import YAML
 
 from stages.dvc_lock import locked_stages
-from stages.lineage import dvc_dependencies, without_credentials
+from stages.lineage import dvc_dependencies, lineage, without_credentials
 from stages.tracking import stage_run
 from stages.tracking_store import tracking_uri
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_a_lock_file_is_read_whole_while_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,3 +114,11 @@ def test_hashes_of_dependencies_and_links_to_the_runs_that_made_them(
 )
 def test_urls_lose_their_secrets(url: str, bare: str) -> None:
     assert without_credentials(url) == bare
+
+
+def test_a_run_names_the_program_that_dvc_runs(tmp_path: Path) -> None:
+    for name, definition in YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"].items():
+        stage = definition.get("do", definition)
+        source = lineage(f"{name}@one" if "do" in definition else name, [], tmp_path).tags["mlflow.source.name"]
+        assert source == stage["cmd"].split()[2].replace(".", "/") + ".py"
+    assert (ROOT / lineage("sweep", [], tmp_path).tags["mlflow.source.name"]).is_file()

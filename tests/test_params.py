@@ -103,6 +103,7 @@ HUB = "{kind: hub, path: wikitext, name: v1, split: train, revision: main"
         ("kind: wheel, package: botocore", "kind: weel, package: botocore", "botocore: {kind", "did you mean wheel?"),
         ("local: {} ", "local: {botocore: {path: x}} ", "local:", "a source of this name in sources.remote already"),
         ("local: {} ", "local: {a/b: {path: x}} ", "local:", "sources.local.a/b: got 'a/b', must match pattern"),
+        ("local: {} ", "local: {-x: {path: x}} ", "local:", "sources.local.-x: got '-x', must match pattern"),
         ("local: {} ", "local: {a: {path: x, split: line}} ", "local:", "sources.local.a.split: unknown key; known"),
         ("local: {} ", f"local: {{}}\n  remote2: {HUB}}}", "  remote2", "sources.remote2: unknown key; did you mean"),
         (PAIRS, PAIRS.replace("homeassistant,", "homeasistant,"), "homeasistant", "did you mean homeassistant?"),
@@ -189,7 +190,7 @@ VALUES = st.sampled_from(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(line=st.integers(0, len(LINES) - 1), value=VALUES, drop=st.booleans())
 def test_any_edited_line_is_accepted_or_one_clear_error(tmp_path_factory, line: int, value: str, drop: bool) -> None:  # type: ignore[no-untyped-def]
     key = LINES[line].split(":")[0]

@@ -24,6 +24,7 @@ from lightning_modules.interop.ctranslate2_engine import CTranslate2Engine
 from lightning_modules.model_folder import save_model
 from lightning_modules.text_to_text import TextToText
 from lightning_modules.transformer.heads import SpanReader
+from stages.params import Params
 from stages.promotion import check_export
 from stages.register import register_all
 from stages.tasks import TASKS
@@ -43,6 +44,12 @@ def client(root: Path) -> Any:
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri(root))
+
+
+def quick() -> Params:
+    """Without an export of every model that is registered."""
+    ours = params()
+    return ours.model_copy(update={"promotion": ours.promotion.model_copy(update={"check_export": False})})
 
 
 def aliases(root: Path) -> dict[str, str]:
@@ -120,14 +127,14 @@ def test_the_champion_answers_by_the_engine_that_wrote_the_new_models_answers(ro
 
 
 def test_where_the_champion_has_no_such_engine_both_answer_by_pytorch(root: Path) -> None:
+    ours = quick()
     write_model(root, seed=1, positions="alibi")
-    register_all(params(), root)
+    register_all(ours, root)
     texts = [row["source"] for row in records(first=100)]
     theirs = TextToText.load(root / "models" / TASK).generate(texts)
     write_model(root, seed=2)
     write_results(root, right=0.9, first=100)
     mine = TextToText.load(root / "models" / TASK).generate(texts)
-    ours = params()
     ours = ours.model_copy(update={"evaluate": ours.evaluate.model_copy(update={"engine": "ctranslate2"})})
     second = register_all(ours, root)[TASK]
     assert "both answered by PyTorch, as version 1 cannot by ctranslate2: " in second["reason"]
@@ -194,6 +201,7 @@ def test_what_writes_nothing_or_not_as_ctranslate2_would_gives_the_same_numbers_
 ) -> None:
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "torch"))  # which torch would make there
     reader = SpanReader(tiny.model(architecture="encoder", encoder_layers=1))
     far = tiny.model(architecture="decoder", decoder_layers=1, positions="relative")
     prefix = tiny.model(architecture="decoder", decoder_layers=1, bidirectional_prefix=True)
@@ -358,3 +366,17 @@ def test_missing_results_and_models_are_one_line(root: Path) -> None:
     (root / "models" / TASK / "config.json").unlink()
     with pytest.raises(PipelineError, match=r"models/translation is not a whole model .* run finetune@translation"):
         register_all(params(), root)
+
+
+def test_a_challenger_that_is_refused_later_loses_its_alias(root: Path) -> None:
+    ours = params()
+    rules = ours.promotion.model_copy(update={"check_export": False})
+    register_all(ours.model_copy(update={"promotion": rules}), root)
+    write_model(root, seed=2)
+    write_results(root, right=0.52)
+    register_all(ours.model_copy(update={"promotion": rules}), root)
+    assert aliases(root) == {"champion": "1", "challenger": "2"}
+    rules = rules.model_copy(update={"min_score": {TASK: 60.0}})
+    refused = register_all(ours.model_copy(update={"promotion": rules}), root)[TASK]
+    assert (refused["version"], refused["alias"], refused["state"]) == ("2", None, "refused")
+    assert aliases(root) == {"champion": "1"}

@@ -82,3 +82,15 @@ def test_the_headline_counts_the_tasks_that_were_won_and_names_the_others() -> N
         "Pre-training won on 1 of 3 tasks, outside the 95 % interval; not on translation (no sure diff"
     )
     assert told.endswith(", question answering (it cost).")
+
+
+def test_what_chance_alone_may_give_is_not_sure() -> None:
+    for p, outcome in ((None, "gain"), (0.049, "gain"), (0.05, "unsure"), (1.0, "unsure")):
+        assert replace(row((4, 4, 4)), difference=Interval(4, 4, 4, p)).outcome == outcome
+    few = replace(row((4, 4, 4)), difference=Interval(4, 4, 4, 1.0), records=1)
+    assert few.verdict() == (
+        "Pre-training made no sure difference: +4.0 [+4.0, +4.0] chrF (p = 1.000), which with 1 test record may be "
+        "chance: 30.0 against 26.0 from scratch."
+    )
+    won = replace(row((4, 2, 5)), over_baseline=Interval(20, 20, 20, 0.2))
+    assert ", but not surely more than the trivial baseline (" in won.verdict()

@@ -12,7 +12,7 @@ from tiny import VOCAB_SIZE, sentences
 
 from lightning_modules.model_folder import new_model, save_model
 from stages.params import load_params
-from stages.seeds import table
+from stages.seeds import seed_folder, table
 
 SEEDS = ("stages.seeds", "translation", "--seeds", "2")
 
@@ -81,3 +81,16 @@ def test_wrong_requests_are_one_line(root: Path, command: tuple[str, ...], told:
     log = (root / "log.txt").read_text()
     assert told in log
     assert "Traceback" not in log
+
+
+@pytest.mark.parametrize("spelling", ["seed: 1 ", "'seed' : 1 ", "seed: 0x1 ", "? seed\n: 1 ", "seed: !!int '1' "])
+def test_a_seed_has_its_own_params_however_the_seed_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelling: str
+) -> None:
+    text = Path(__file__).with_name("params.yaml").read_text(encoding="utf-8")
+    assert "\nseed: 1 " in text
+    (tmp_path / "params.yaml").write_text(text.replace("\nseed: 1 ", f"\n{spelling}"), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    ours = load_params()
+    assert ours.seed == 1
+    assert load_params(seed_folder("translation-7", "abc", 7) / "params.yaml") == ours.model_copy(update={"seed": 7})

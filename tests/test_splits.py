@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.splits import SPLITS, Runs, digest, split_of, write_splits
+from lightning_modules.errors import PipelineError
+from stages.splits import SPLITS, Runs, digest, read_split, split_of, write_splits
 
 COLUMNS = ("id", "group", "origin", "text")
 RUNS, EACH = 600, 3
@@ -125,3 +126,9 @@ def test_memory_does_not_grow_with_the_number_of_equals(tmp_path: Path) -> None:
         tracemalloc.stop()
     assert kept.duplicates["mine"] == copies - 1
     assert peak < 6_000_000, "of 14 million characters"
+
+
+def test_a_damaged_split_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "test.parquet").write_bytes(b"no parquet")
+    with pytest.raises(PipelineError, match=r"test.parquet cannot be read .*: run the prepare stage again"):
+        read_split(tmp_path, "test", 0)

@@ -83,3 +83,11 @@ def test_no_text_and_no_file(tmp_path: Path) -> None:
         train_tokenizer(parquet(tmp_path / "e.parquet", []), 512)
     with pytest.raises(PipelineError, match="run the prepare stage first"):
         train_tokenizer(tmp_path / "none.parquet", 512)
+
+
+def test_a_damaged_file_is_one_line(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    texts = parquet(tmp_path / "j.parquet", TEXTS)
+    texts.write_bytes(texts.read_bytes()[:-9])
+    for read in (lambda: train_tokenizer(texts, 512), lambda: measure(tokenizer, texts)):
+        with pytest.raises(PipelineError, match=r"j.parquet cannot be read .*: run the prepare stage first"):
+            read()
