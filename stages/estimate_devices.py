@@ -9,7 +9,7 @@ from stages.parallel import cores
 from stages.params_schema import Training as Section
 
 THIS = "this"
-# The default model on two cores of a Xeon: 0.40 with two threads (README.md's 25,000 tokens/s, of 390 GFLOP/s), 0.43
+# The default model on two cores of a Xeon: 0.40 with two threads (25,000 tokens/s of 390 GFLOP/s, 2026-11-23), 0.43
 # with one: a step of 14.1 GFLOP in 166 ms, of 195 GFLOP/s, the best of many on a busy machine
 # (`OMP_NUM_THREADS=1 python -m benchmarks.training_step --one kept`).
 CPU_SHARE = 0.4

@@ -22,6 +22,7 @@ from stages.tasks import TASKS
 
 PAGE = (ROOT / "docs/your-data.md").read_text()
 CHECK, RUN, QUARANTINE, SERVE, ASK = re.findall(r"```bash\n(.*?)```", PAGE, re.S)
+[IN_PYTHON] = re.findall(r"```python\n(.*?)```", PAGE, re.S)
 EXAMPLES = [YAML(typ="safe").load(block) for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.S)]
 SMALL = {
     "prepare.validation_share": 0.1,
@@ -77,6 +78,7 @@ def test_the_commands_take_two_files_to_a_served_model(workspace: Path) -> None:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
     assert isinstance(text, str)
+    assert shell(workspace, f".venv/bin/python -c '{IN_PYTHON}'").splitlines()[-1] == str([text])
 
 
 def test_the_recipe_says_about_the_data_what_the_page_says() -> None:
