@@ -11,10 +11,13 @@ INSTALLED := .venv/installed
 CANDIDATES := $(if $(PYTHON),$(PYTHON),python3 python3.13 python3.12 python3.11)
 SUITABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
+# Where the system's Python was removed or upgraded, .venv is without one, or without its packages: it is made anew.
+ALIVE := $(shell [ ! -e $(INSTALLED) ] || $(BIN)/python -c 'import pip' 2>/dev/null || rm -f $(INSTALLED))
+
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-demo: $(INSTALLED)  ## run the whole pipeline on the embedded data (8 minutes on two cores); again: what has changed
+demo: $(INSTALLED)  ## run the whole pipeline on the embedded data (7 to 20 minutes on two cores); again: what has changed
 	@$(BIN)/python -m flows $(ARGS)
 
 test: $(INSTALLED)  ## run all tests
@@ -56,7 +59,7 @@ lint: $(INSTALLED)  ## check style and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-clean: $(INSTALLED)  ## remove what the pipeline has made here (not DVC's cache, not your files)
+clean: $(INSTALLED)  ## remove what was made here, MLflow's runs and models too (not DVC's cache, not your files)
 	@$(BIN)/python -m flows.clean
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
@@ -73,7 +76,7 @@ lock: $(INSTALLED)  ## pin the newest versions that pyproject.toml allows, in re
 # configuration, so what pip knows of indexes, folders of wheels and certificates is passed on. Without uv: pip, slower.
 $(INSTALLED): requirements.lock requirements-torch.txt
 	@rm -f $@
-	@if ! $(BIN)/python -c '$(SUITABLE)' 2>/dev/null; then \
+	@if ! $(BIN)/python -c 'import pip; $(SUITABLE)' 2>/dev/null; then \
 	  for python in $(CANDIDATES); do \
 	    if "$$python" -c '$(SUITABLE)' 2>/dev/null; then found=$$python; break; fi; \
 	  done; \
@@ -88,7 +91,7 @@ $(INSTALLED): requirements.lock requirements-torch.txt
 	@pip="$(BIN)/python -m pip --disable-pip-version-check"; \
 	told() { $$pip config get "global.$$1" 2>/dev/null | tr -s ' \n' "$$2" | sed "s/$$2*$$//"; }; \
 	if $$pip install --quiet "$$(sed -n 's/^\(uv==[^ ;]*\).*/\1/p' requirements.lock)"; then \
-	  find_links=$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-$$(told find-links ,)}}; \
+	  find_links=$${UV_FIND_LINKS:-$$(echo $${PIP_FIND_LINKS:-$$(told find-links ' ')} | tr ' ' ,)}; \
 	  index=$${UV_DEFAULT_INDEX:-$${PIP_INDEX_URL:-$$(told index-url ' ')}}; \
 	  extra=$${UV_INDEX:-$${PIP_EXTRA_INDEX_URL:-$$(told extra-index-url ' ')}}; \
 	  cert=$${SSL_CERT_FILE:-$${PIP_CERT:-$$(told cert ' ')}}; \

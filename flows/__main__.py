@@ -2,8 +2,8 @@
 
 DVC is asked first, which takes about a second; only if something has to run is Prefect imported, a local Prefect server
 started (unless PREFECT_API_URL names one) and the flow run, shown here stage by stage. Ctrl-C stops it cleanly: the
-same command goes on from the last checkpoint. Exit status: 0 done, 1 a stage failed or an input is wrong, 2 wrong
-usage, 130 stopped by Ctrl-C, 143 stopped by SIGTERM or in the Prefect UI.
+same command goes on from the last checkpoint. Exit status: 0 done, 1 a stage failed, an input is wrong or another run
+holds the workspace, 2 wrong usage, 130 stopped by Ctrl-C, 143 stopped by SIGTERM or in the Prefect UI.
 """
 
 import argparse
@@ -72,7 +72,7 @@ def _run_flow(root: Path, targets: list[str] | None, overrides: dict[str, Any], 
     finally:
         flush()
     show_failures(console, recorder.results)
-    if recorder.stopped_by or state.is_cancelled():
+    if recorder.stopped_by or (state.is_cancelled() and state.name != "Skipped"):
         return _say_stopped(EXIT_INTERRUPTED if recorder.stopped_by == "SIGINT" else EXIT_TERMINATED)
     if not state.is_completed():
         if not any(result.outcome is Outcome.FAILED for result in recorder.results.values()):

@@ -1,7 +1,8 @@
 """Removes what the pipeline has made in this folder, and says what: `make clean`. Needs no Prefect; under a second.
 
-That is the outputs of dvc.yaml's stages, all reports, and the working state in .pipeline (checkpoints, the MLflow and
-Prefect databases). Everything else stays: your files, and DVC's cache, from which `dvc checkout` brings outputs back.
+That is the outputs of dvc.yaml's stages, all reports, and the working state in .pipeline (checkpoints, MLflow's runs
+and registered models, Prefect's database, the remote that .dvc/config names by default). Everything else stays: your
+files, and DVC's cache, from which `dvc checkout` brings outputs back.
 """
 
 import shutil
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 from flows.graph import read_outputs
+from flows.outside import is_locked
 from flows.workspace import STATE, workspace
 from lightning_modules.errors import PipelineError
 
@@ -19,6 +21,7 @@ def main() -> int:
     try:
         outputs = read_outputs(root)
         with workspace(root, wait_seconds=0.0):
+            _refuse_where_at_work(root / STATE)
             for path in (*outputs, root / "reports", root / STATE):
                 if path.exists():
                     print(f"removed {path.relative_to(root)}")
@@ -26,8 +29,20 @@ def main() -> int:
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print("kept DVC's cache: `dvc checkout` brings the outputs back, `dvc gc --workspace` empties it")
+    print("kept DVC's cache: `dvc checkout` brings the outputs back, `dvc gc --workspace` removes all else of it")
     return 0
+
+
+def _refuse_where_at_work(state: Path) -> None:
+    """Raises PipelineError where a sweep or a Prefect server is at work in what would be removed."""
+    for lock in sorted(state.glob("sweeps/*/lock")):
+        if is_locked(lock):
+            raise PipelineError(f"the sweep {lock.parent.name} is at work: wait for its end, or stop it")
+    users = state / "prefect" / "users"
+    if users.exists() and is_locked(users):
+        raise PipelineError(
+            f"make serve-flows, make sweep or make demo is at work, with its Prefect server in {users.parent}: stop it"
+        )
 
 
 if __name__ == "__main__":

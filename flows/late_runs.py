@@ -24,12 +24,14 @@ MOST = 50  # runs asked for
 def late_runs(api: str) -> list[str]:
     """A line for each work pool that runs wait for. Raises PipelineError where the server at `api` does not answer."""
     until = time.monotonic() + SECONDS
-    before = (datetime.now(UTC) - LATE_AFTER).isoformat()
+    before = datetime.now(UTC) - LATE_AFTER
     state = {"type": {"any_": ["SCHEDULED", "PENDING"]}}
-    wanted = {"flow_runs": {"state": state, "next_scheduled_start_time": {"before_": before}}, "limit": MOST}
+    wanted = {"flow_runs": {"state": state, "expected_start_time": {"before_": before.isoformat()}}, "limit": MOST}
     pools = defaultdict(list)
     for run in _ask(api, "flow_runs/filter", wanted | {"sort": "EXPECTED_START_TIME_ASC"}, until):
-        pools[run["work_pool_name"]].append(run)
+        again = run["next_scheduled_start_time"]  # of one that waits to be retried; none where it is pending
+        if again is None or datetime.fromisoformat(again) < before:
+            pools[run["work_pool_name"]].append(run)
     return [_line(api, pool, runs, until) for pool, runs in pools.items()]
 
 

@@ -19,10 +19,10 @@ PATIENCE = 10.0  # seconds
 def tell_webhook(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Posts `text`, which Slack and its like show, and the same in parts.
 
-    A webhook that is away is a line in the run's log, and nothing else.
+    A webhook that is away is a line in the run's log, and nothing else. Of a run within another one only that tells.
     """
     address = os.environ.get(WEBHOOK)
-    if not address:
+    if not address or flow_run.parent_task_run_id is not None:
         return
     url = url_for(flow_run) or ""
     message = {

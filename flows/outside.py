@@ -1,4 +1,7 @@
-"""Stages at work that no flow has started, but DVC or a person: known by the journal that each keeps for MLflow."""
+"""Stages at work that no run of the pipeline has started, but DVC, a person, the watch or a sweep.
+
+They are known by the journal that each keeps for MLflow.
+"""
 
 import fcntl
 import json
@@ -10,6 +13,7 @@ from flows.progress import Progress, parse_progress
 from stages.spool import SPOOLS
 from stages.stage_log import LOG
 
+OF_OTHER_FLOWS = ("drift", "sweep")  # what the watch measures, or a person; and a sweep as a whole
 _LAST_LINES = 50  # of its log, in which the last state of a bar is looked for
 
 

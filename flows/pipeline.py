@@ -122,12 +122,12 @@ def pipeline(targets: list[str] | None = None, overrides: dict[str, Any] | None 
                 stopped = _run_all(run)
             finally:
                 watcher.close()
+            publish(root, key, run.plan, run.results, targets)  # before the next run writes other reports
     except WorkspaceHeld as error:
         return Cancelled(name="Skipped", message=str(error))
     except PipelineError as error:
         log.error(str(error))
         return Failed(message=str(error))
-    publish(root, key, run.plan, run.results, targets)
     return _final_state(run, stopped)
 
 
@@ -169,13 +169,20 @@ def _run_all(run: PipelineRun) -> str | None:
         why = _stop(run, "SIGINT")
     except TerminationSignal:  # from whoever stops this process, or from the worker when the run is cancelled
         run.runner.stop()  # first: who ended the stages as well does not want them to be tried again
-        with get_client(sync_client=True) as client:
-            why = _stop(run, "cancelled" if _cancelled(client) else "SIGTERM")
+        why = _stop(run, _why_terminated())
     except BaseException:
         run.runner.kill()
         raise
     wait_until_stopped(futures.values(), run.runner.kill)
     return why
+
+
+def _why_terminated() -> str:
+    """Why this process got SIGTERM. Another one meanwhile changes nothing."""
+    with contextlib.suppress(TerminationSignal), get_client(sync_client=True) as client:
+        if cancelled(client):
+            return "cancelled"
+    return "SIGTERM"
 
 
 def _stop(run: PipelineRun, why: str) -> str:
@@ -201,15 +208,17 @@ def _wait(futures: dict[str, PrefectConcurrentFuture[Any]]) -> bool:
             _, pending = concurrent.futures.wait(pending, timeout=CANCEL_POLL_SECONDS)
             if pending and time.monotonic() - asked >= CANCEL_POLL_SECONDS:
                 asked = time.monotonic()
-                if _cancelled(client):
+                if cancelled(client):
                     return True
     return False
 
 
-def _cancelled(client: SyncPrefectClient) -> bool:
-    """Whether the server knows this run, or the one that it is a part of, as cancelled; a server that is away for a
-    moment does not end the training."""
-    with contextlib.suppress(httpx.HTTPError):
+def cancelled(client: SyncPrefectClient) -> bool:
+    """Whether the server knows this run, or the one that it is a part of, as cancelled.
+
+    A server that is away for a moment does not end the training, nor does one that has deleted the run.
+    """
+    with contextlib.suppress(httpx.HTTPError, ObjectNotFound):
         states = [client.read_flow_run(run).state for run in {runtime.flow_run.id, runtime.flow_run.root_flow_run_id}]
         return any(state is not None and (state.is_cancelling() or state.is_cancelled()) for state in states)
     return False

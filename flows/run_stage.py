@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flows.process_tree import ProcessTree
+from stages.scrub import scrubbed
 
 STOP_GRACE_SECONDS = 20.0  # from SIGTERM to SIGKILL: time to save a checkpoint
 EXIT_STATUS = re.compile(r"^ERROR: failed to reproduce .*exited with (-?\d+)$")
@@ -117,7 +118,7 @@ class StageRunner:
         timed_out = False
         while True:
             ended = tree.leader.poll() is not None
-            read_something = _read(tree, log)
+            read_something = read_output(tree, log)
             if kill_at is None and not ended:
                 timed_out = deadline is not None and time.monotonic() > deadline
                 if timed_out or self.stopping:
@@ -133,7 +134,7 @@ class StageRunner:
                 return timed_out
 
 
-def _read(tree: ProcessTree, log: "StageLog") -> bool:
+def read_output(tree: ProcessTree, log: "StageLog") -> bool:
     """Hands on what the process has written, waiting a moment for it; false if there was nothing."""
     pipe = tree.leader.stdout
     assert pipe is not None
@@ -150,7 +151,10 @@ def _read(tree: ProcessTree, log: "StageLog") -> bool:
 
 
 class StageLog:
-    """The output of `dvc repro`, cut into lines at \\n and \\r, and what it tells about the stage."""
+    """The output of `dvc repro`, cut into lines at \\n and \\r, and what it tells about the stage.
+
+    Secrets are taken out of it: what it hands on goes to logs, files and a webhook.
+    """
 
     def __init__(self, stage: str, on_line: Callable[[str], None]) -> None:
         self._stage = stage
@@ -178,9 +182,9 @@ class StageLog:
         line = TERMINAL_CODES.sub("", line).rstrip()
         if not line:
             return
-        if line == f"Running stage '{self._stage}':":
-            self.command_started = True
-        elif not self.command_started and "is cached - skipping run" in line:
+        self.command_started |= line == f"Running stage '{self._stage}':"
+        line = scrubbed(line)
+        if not self.command_started and "is cached - skipping run" in line:
             self._from_cache = True
         elif match := EXIT_STATUS.match(line):
             self._exit_status = int(match[1])

@@ -6,6 +6,7 @@ All runs of a workspace that are at work at once (`make demo`, `make serve-flows
 
 import contextlib
 import fcntl
+import http.client
 import json
 import os
 import socket
@@ -16,6 +17,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -66,9 +68,9 @@ def prefect_server(root: Path) -> Iterator[str]:
 def answers(url: str, seconds: float = 3.0) -> bool:
     """Whether a Prefect API at `url` (…/api) says that it is healthy."""
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=seconds) as reply:  # noqa: S310
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=seconds) as reply:  # noqa: S310
             return json.load(reply) is True
-    except (OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):  # silent, no Prefect, or not even a web server
         return False
 
 
@@ -87,10 +89,16 @@ def settings(home: Path) -> dict[str, str]:
 def _running(home: Path) -> str | None:
     """The URL of the server that this workspace has started already, if it still answers."""
     with contextlib.suppress(FileNotFoundError, ValueError):
-        url = str(json.loads((home / "server.json").read_text())["url"])
-        if answers(url):
+        url, leader = _noted(home)
+        if _listens(leader, url) and answers(url):
             return url
     return None
+
+
+def _noted(home: Path) -> tuple[str, int]:
+    """URL and process of the server that was started last. After a restart of the machine both may be another's."""
+    noted = json.loads((home / "server.json").read_text())
+    return str(noted["url"]), int(noted["process"])
 
 
 def _start(home: Path) -> str:
@@ -118,16 +126,21 @@ def _started_on(port: int, home: Path) -> str | None:
         )
     (home / "server.json").write_text(json.dumps({"url": url, "process": process.pid}))
     deadline = time.monotonic() + START_SECONDS
-    while not (_listens(process.pid, port) and answers(url)):
-        if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
-            return None
-        time.sleep(0.25)
+    try:
+        while not (_listens(process.pid, url) and answers(url)):
+            if process.poll() is not None or time.monotonic() > deadline:
+                process.kill()
+                return None
+            time.sleep(0.25)
+    except BaseException:  # stopped: nobody else knows it as this workspace's before it listens
+        process.kill()
+        raise
     return url
 
 
-def _listens(leader: int, port: int) -> bool:
-    """Whether the port belongs to this process or one that it started, and not to another server that answers there."""
+def _listens(leader: int, url: str) -> bool:
+    """Whether the port of `url` belongs to this process or one that it started, and not to another server there."""
+    port = urlsplit(url).port
     with contextlib.suppress(psutil.Error):
         server = psutil.Process(leader)
         for part in (server, *server.children(recursive=True)):
@@ -139,12 +152,12 @@ def _listens(leader: int, port: int) -> bool:
 def _stop(home: Path) -> None:
     """SIGTERM to the server, SIGKILL to what is left of it after STOP_SECONDS."""
     with contextlib.suppress(FileNotFoundError, ValueError):
-        leader = int(json.loads((home / "server.json").read_text())["process"])
+        url, leader = _noted(home)
         (home / "server.json").unlink()
+        if not _listens(leader, url):
+            return  # the number belongs to another program by now
         with contextlib.suppress(psutil.Error):
             server = psutil.Process(leader)
-            if "prefect" not in " ".join(server.cmdline()):
-                return  # the number belongs to another program by now
             parts = [server, *server.children(recursive=True)]
             server.terminate()
             _, left = psutil.wait_procs(parts, timeout=STOP_SECONDS)

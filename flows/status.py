@@ -21,7 +21,7 @@ from flows.devices import visible_gpus
 from flows.events import Listener
 from flows.graph import Plan
 from flows.late_runs import late_runs
-from flows.outside import Outside, is_locked, stages_outside
+from flows.outside import OF_OTHER_FLOWS, Outside, is_locked, stages_outside
 from flows.progress import Progress
 from flows.run_stage import Outcome, Result
 from flows.time_left import Job, bar_left, time_left
@@ -122,7 +122,7 @@ def status_text(root: Path, now: float) -> str:
         return "\n".join([*(outside or ["no run yet: make demo, or make serve-flows"]), *late])
     status = _read(root / FILE)
     held = _held(root)
-    lines = [_headline(status, held, now), *outside]
+    lines = [_headline(status, held, bool(outside), now), *outside]
     for name, stage in status["stages"].items():
         if stage["state"]:
             lines.append(f"  {name:<28} {stage['state']:<10} {_detail(stage, now)}".rstrip())
@@ -141,7 +141,8 @@ def status_text(root: Path, now: float) -> str:
 def _told(stage: Outside, now: float) -> str:
     far = stage.progress
     text = f", {far.share:.0%}, {far.text}" if far and far.share is not None else ""
-    return f"{stage.name} is running outside a flow, for {_span(now - stage.began)}{text}"
+    where = "" if stage.name in OF_OTHER_FLOWS else " outside a flow"
+    return f"{stage.name} is running{where}, for {_span(now - stage.began)}{text}"
 
 
 def _left(status: Json, now: float) -> str:
@@ -179,11 +180,12 @@ def _late() -> list[str]:
         return [str(error)]
 
 
-def _headline(status: Json, held: bool, now: float) -> str:
+def _headline(status: Json, held: bool, outside: bool, now: float) -> str:
     began, at = _clock(status["began"]), f" ({status['url']})" if status["url"] else ""
     if status["ended"] is not None:
         took = _span(status["ended"] - status["began"])
-        return f"nothing is running; the last run began {began} and took {took}{at}"
+        idle = "" if held or outside else "nothing is running; "
+        return f"{idle}the last run began {began} and took {took}{at}"
     if not held:
         return f"the run of {began} was killed{at}; the next one goes on from its checkpoints"
     doing = f"being stopped ({status['stopping']})" if "stopping" in status else "running"

@@ -15,7 +15,7 @@ from prefect import flow, get_client, get_run_logger, runtime, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from prefect.exceptions import TerminationSignal
+from prefect.exceptions import ObjectNotFound, TerminationSignal
 from prefect.states import Cancelled, Completed, Failed
 
 from flows.notify import tell_webhook
@@ -36,7 +36,9 @@ shown: ContextVar[Callable[[str], None]] = ContextVar("shown", default=lambda li
 def prepare(session: Session) -> State[Any]:
     """Runs once what all trials need."""
     try:
-        session.runner.prepare(_hear(get_run_logger()))
+        session.prepare(_hear(get_run_logger()))
+    except Interrupted as stop:
+        return Cancelled(name="Stopped", message=str(stop))
     except PipelineError as error:
         return Failed(message=str(error))
     return Completed()
@@ -74,7 +76,7 @@ def sweep(file: str = "recipes/sweeps/pretraining.yaml") -> State[Any]:
         with opened(Path.cwd(), Path(file), runtime.flow_run.ui_url or "", tell) as session:
             if why := _run_all(session):
                 raise Interrupted(why)
-            lines = session.close()
+            lines, best = session.close(), session.search.best()
             _publish(session)
     except PipelineError as error:
         log.error(str(error))
@@ -83,7 +85,7 @@ def sweep(file: str = "recipes/sweeps/pretraining.yaml") -> State[Any]:
         return Cancelled(name="Stopped", message=f"{stop}: the same sweep goes on where it was")
     for line in lines:
         tell(line)
-    return Completed(message=lines[0])
+    return Completed(message=lines[0]) if best is not None else Failed(message="; ".join(lines))
 
 
 def _run_all(session: Session) -> str | None:
@@ -126,8 +128,11 @@ def _run_all(session: Session) -> str | None:
 
 
 def _cancelled() -> bool:
-    """Whether the run was cancelled in the UI or through the API; a server that is away for a moment says nothing."""
-    with contextlib.suppress(httpx.HTTPError), get_client(sync_client=True) as client:
+    """Whether the run was cancelled in the UI or through the API.
+
+    A server that is away for a moment says nothing, nor does one that has deleted the run.
+    """
+    with contextlib.suppress(httpx.HTTPError, ObjectNotFound), get_client(sync_client=True) as client:
         state = client.read_flow_run(runtime.flow_run.id).state
         return state is not None and (state.is_cancelling() or state.is_cancelled())
     return False

@@ -50,6 +50,10 @@ class Session:
             )
         return self.search.ask()
 
+    def prepare(self, on_line: Callable[[str], None]) -> None:
+        """Runs once what all trials need, as `TrialRunner.prepare` does."""
+        self.runner.prepare(on_line, self._devices)
+
     def run(self, trial: Trial, on_line: Callable[[str], None]) -> Trial | None:
         """Runs a trial on devices of its own; None where it was stopped."""
         with self._devices.lend(self._share, lambda: self.runner.stopping) as lent:

@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from flows.run_stage import Outcome, StageRunner
+from flows.devices import DevicePool
+from flows.graph import Stage
+from flows.run_stage import Outcome, Result, StageRunner
 from flows.sweep_definition import Sweep
 from flows.sweep_search import COMPLETE, FAILED, PRUNED, Search, Trial
 from flows.sweep_workspace import (
@@ -26,7 +28,8 @@ from flows.sweep_workspace import (
     read_steps,
     take_copy,
 )
-from lightning_modules.errors import PipelineError
+from flows.workspace import workspace
+from lightning_modules.errors import Interrupted, PipelineError
 from stages.dvc_lock import locked_stages
 from stages.spool import SPOOLS
 
@@ -87,23 +90,27 @@ class TrialRunner:
         for runner in list(self._running):
             runner.kill()
 
-    def prepare(self, on_line: Callable[[str], None]) -> None:
-        """Copies the project, and runs what all trials need and DVC finds changed. Raises PipelineError.
+    def prepare(self, on_line: Callable[[str], None], devices: DevicePool) -> None:
+        """Copies the project, and runs what all trials need and DVC finds changed, on as many `devices` as it takes.
 
-        What was done of it before an interruption is not done again.
+        What was done of it before an interruption is not done again. Holds the person's workspace while it copies: a
+        run at work there may have other values in params.yaml. Raises PipelineError, and Interrupted where stopped.
         """
         folder, steps, done = (self._place.copy.with_name(name) for name in ("preparation", "first.json", "prepared"))
         if not done.exists():
             if not self._place.copy.is_dir():
-                read_first_steps(self._place.root, self._sweep.stage, list(self._sweep.fixed)).save(steps)
-                shutil.rmtree(folder, ignore_errors=True)
-                take_copy(self._place.root, self._place.copy, self._sweep.fixed)
+                with workspace(self._place.root, on_wait=on_line):
+                    read_first_steps(self._place.root, self._sweep.stage, list(self._sweep.fixed)).save(steps)
+                    shutil.rmtree(folder, ignore_errors=True)
+                    take_copy(self._place.root, self._place.copy, self._sweep.fixed)
             first = Steps.load(steps)
             new_workspace(self._place.copy, folder, {})
             bring(folder, first.needs)
             runner = self._runner(folder, Lent(), {})
             for stage in first.stages:
-                result = runner.run(stage.name, on_line, timeout_seconds=stage.timeout_seconds)
+                result = _prepare(stage, runner, on_line, devices)
+                if result.outcome is Outcome.STOPPED:
+                    raise Interrupted(f"{stage.name}: {result.message}")
                 if result.outcome not in (Outcome.RAN, Outcome.UNCHANGED):
                     raise PipelineError(f"{stage.name}: {result.message}")
             self._running.discard(runner)
@@ -121,6 +128,8 @@ class TrialRunner:
         try:
             ended = self._run(trial, folder, on_line, lent)
         except Exception as error:  # one bad trial is not to end the others
+            if self.stopping:
+                return None
             why = str(error) if isinstance(error, PipelineError) else f"{type(error).__name__}: {error}"
             ended = replace(trial, state=FAILED, reason=" ".join(why.split()))
         if ended is None:
@@ -160,7 +169,25 @@ class TrialRunner:
     def _runner(self, folder: Path, lent: Lent, more: Mapping[str, str]) -> StageRunner:
         runner = StageRunner(folder, {**self._environment, **lent.environment, **more}, keep_open=lent.locks)
         self._running.add(runner)
+        if self.stopping:  # since before it was known to `stop`
+            runner.stop()
         return runner
+
+
+def _prepare(stage: Stage, runner: StageRunner, on_line: Callable[[str], None], devices: DevicePool) -> Result:
+    """Runs a stage that all trials need, once more where it crashed and `meta.retries` allows it."""
+    for tries_left in reversed(range(1 + stage.retries)):
+        with devices.lend(stage.devices, lambda: runner.stopping) as lent:
+            result = runner.run(
+                stage.name,
+                on_line,
+                timeout_seconds=stage.timeout_seconds,
+                environment=devices.environment(lent or []),
+                keep_open=devices.held(lent or []),
+            )
+        if not (result.may_retry and tries_left):
+            break
+    return result
 
 
 class _Watch:

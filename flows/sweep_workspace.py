@@ -133,6 +133,8 @@ def adopt_spools(folder: Path, root: Path) -> None:
     """What an ended trial could not send to MLflow waits with what this workspace could not."""
     for path in (folder / SPOOLS).glob("*-*"):
         spool = Spool.take(path, TAKE_WAIT)  # not while a process still sends it for a stage that was killed
+        if not path.exists():  # it was damaged, and told to be
+            continue
         if spool:
             spool.save_state(resume_from=None)  # a folder of the trial, which this workspace may have by the same name
         (root / SPOOLS).mkdir(parents=True, exist_ok=True)

@@ -6,14 +6,13 @@ or is stopped is taken up by the next look where it ended. Importing it imports 
 takes a second or two.
 """
 
-import io
 import json
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, get_run_logger, runtime, task
+from prefect import flow, get_client, get_run_logger, runtime, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
@@ -22,12 +21,12 @@ from prefect.states import Cancelled, Completed, Failed
 from flows.changes import look_at_sources
 from flows.notify import tell_webhook
 from flows.outlive import outlive_the_reader
-from flows.pipeline import pipeline
+from flows.pipeline import CANCEL_POLL_SECONDS, cancelled, pipeline
 from flows.process_tree import ProcessTree
 from flows.progress import ProgressThinner, parse_progress
-from flows.run_stage import child_environment
+from flows.run_stage import StageLog, child_environment, read_output
 from flows.workspace import STATE, WorkspaceHeld, workspace
-from lightning_modules.errors import PipelineError
+from lightning_modules.errors import Interrupted, PipelineError
 from stages.drift_report import REPORT, findings, read_looks, table
 from stages.outputs import whole_file
 
@@ -60,6 +59,8 @@ def watch(train: bool = True, overrides: dict[str, Any] | None = None) -> State[
         return _take_in(root, found.stages, pending, train, {**(overrides or {}), **found.revisions})
     except WorkspaceHeld as error:
         return Cancelled(name="Skipped", message=str(error))
+    except Interrupted as stop:
+        return Cancelled(name="Stopped", message=f"{stop}: the next look takes it up")
     except PipelineError as error:
         log.error(str(error))
         return Failed(message=str(error))
@@ -96,7 +97,7 @@ def _take_in(
 def measure(root: Path, overrides: dict[str, Any]) -> None:
     """Measures the models in use on the new data; what was found is an artifact of the run.
 
-    Raises PipelineError where the data cannot be read.
+    Raises PipelineError where the data cannot be read, and Interrupted where the run was cancelled.
     """
     _drift(root, overrides)
     look = read_looks(root / REPORT)[-1]
@@ -107,25 +108,37 @@ def measure(root: Path, overrides: dict[str, Any]) -> None:
 
 
 def _drift(root: Path, overrides: dict[str, Any], *arguments: str) -> None:
-    """Runs stages.drift in a process of its own, its output in the log of the run. Raises PipelineError if it fails."""
-    log, thinner, last = get_run_logger(), ProgressThinner(), ""
+    """Runs stages.drift in a process of its own, its output in the log of the run, and asks whether that is cancelled.
+
+    Raises PipelineError if it fails, and Interrupted where the run was cancelled.
+    """
+    log, thinner = get_run_logger(), ProgressThinner()
     environment = child_environment({"PIPELINE_FLOW_URL": runtime.flow_run.ui_url or ""})
     command = [sys.executable, "-m", "stages.drift", *arguments]
-    with workspace(root, overrides, on_wait=log.warning) as lock:
+
+    def hear(line: str) -> None:
+        progress = parse_progress(line)
+        if progress is None or thinner.passes(progress):
+            log.info(line)
+
+    with workspace(root, overrides, on_wait=log.warning) as lock, get_client(sync_client=True) as client:
         tree = ProcessTree(command, root, environment, (lock,))
+        output, asked = StageLog("drift", hear), time.monotonic()
         try:
-            assert tree.leader.stdout is not None
-            for written in io.TextIOWrapper(tree.leader.stdout, encoding="utf-8", errors="replace"):
-                if line := written.rstrip():
-                    progress = parse_progress(line)
-                    last = last if progress else line
-                    if progress is None or thinner.passes(progress):
-                        log.info(line)
+            while True:
+                ended = tree.leader.poll() is not None
+                if not read_output(tree, output) and ended:
+                    break
+                if time.monotonic() - asked >= CANCEL_POLL_SECONDS:
+                    asked = time.monotonic()
+                    if cancelled(client):
+                        raise Interrupted("cancelled")
+            output.close()
         finally:
-            tree.kill()  # also when the run is cancelled
+            tree.kill()  # also when the run is stopped
             status = tree.leader.wait()
     if status:
-        raise PipelineError(f"stages.drift: {last.removeprefix('error: ') or f'exit status {status}'}")
+        raise PipelineError(f"stages.drift: {output.result(status, asked_to_stop=False).message}")
 
 
 def _same(state: State[Any]) -> State[Any]:

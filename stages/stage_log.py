@@ -67,7 +67,10 @@ class StageLog:
 
 
 class _Ear:
-    """A stream that hands everything on, and tells the log each whole line."""
+    """A stream that hands everything on, and tells the log each whole line.
+
+    A reader that has died, as the run's process may, costs what it would have read, not the work.
+    """
 
     def __init__(self, stream: TextIO, log: StageLog) -> None:
         self._stream, self._log = stream, log
@@ -78,13 +81,19 @@ class _Ear:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Writes, raising what the stream raises, then keeps."""
-        written = self._stream.write(text)
+        """Writes, raising what the stream raises but for a reader that is gone, then keeps."""
+        with self._outliving():
+            self._stream.write(text)
         with self._hearing:
             *ended, self._rest = re.split(r"(?<=[\r\n])", self._rest + text)
             for piece in ended:
                 self._take(piece)
-        return written
+        return len(text)
+
+    def flush(self) -> None:
+        """Flushes, likewise."""
+        with self._outliving():
+            self._stream.flush()
 
     def finish(self) -> None:
         """Keeps what did not end with a newline."""
@@ -92,6 +101,16 @@ class _Ear:
             if line := _plain(self._rest) or self._bar:
                 self._log.add(line)
             self._rest = self._bar = ""
+
+    @contextmanager
+    def _outliving(self) -> Iterator[None]:
+        """Where the reader is gone, what is still held back and all that comes later goes to nobody."""
+        try:
+            yield
+        except BrokenPipeError:
+            nobody = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nobody, self._stream.fileno())
+            os.close(nobody)
 
     def _take(self, piece: str) -> None:
         line = _plain(piece)

@@ -133,6 +133,23 @@ def test_nothing_is_open_to_the_world() -> None:
         assert service["read_only"], name
 
 
+def test_a_prefect_that_is_away_ends_no_training() -> None:
+    """A worker calls itself unhealthy then; Kubernetes kills what is not alive, and waits for what is not ready."""
+    (container,) = pods()["worker"]["containers"]
+    assert "livenessProbe" not in container
+    assert "readinessProbe" in container
+
+
+def test_a_run_in_a_container_of_its_own_finds_prefect_and_may_load_what_it_compiles() -> None:
+    variables = json.loads((DEPLOY / "prefect/docker.json").read_text())["variables"]["properties"]
+    worker = compose()["services"]["worker"]
+    addresses = {name: worker["environment"][name] for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")}
+    assert variables["env"]["default"] == addresses
+    assert variables["networks"]["default"] == [f"{compose()['name']}_default"]
+    assert "exec" in variables["container_create_kwargs"]["default"]["tmpfs"]["/tmp"].split(",")
+    assert "exec" in worker["tmpfs"][0].split(",")
+
+
 def test_one_image_of_this_version() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     images = {container["image"] for spec in pods().values() for container in spec["containers"]}
@@ -167,13 +184,20 @@ def test_the_image_gets_the_code_and_nothing_else() -> None:
         assert set(source.split()) - {"."} <= sent
 
 
-@pytest.mark.parametrize("name", ["workspace.sh", "worker.sh", "slurm/train.sbatch"])
-def test_scripts_are_clean(name: str) -> None:
+SCRIPTS = ["workspace.sh", "worker.sh", "slurm/train.sbatch"]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_shell_can_read_the_scripts(name: str) -> None:
     path = DEPLOY / name
     shell = "bash" if "bash" in path.read_text().splitlines()[0] else "sh"
     assert subprocess.run([shell, "-n", path], capture_output=True, text=True).stderr == ""
-    if checker := shutil.which("shellcheck"):
-        assert subprocess.run([checker, path], capture_output=True, text=True).stdout == ""
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_the_scripts_are_clean() -> None:
+    command = ["shellcheck", *(DEPLOY / name for name in SCRIPTS)]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == ""
 
 
 def test_a_workspace_gets_the_code_once_and_keeps_what_is_its_own(tmp_path: Path) -> None:
@@ -185,9 +209,9 @@ def test_a_workspace_gets_the_code_once_and_keeps_what_is_its_own(tmp_path: Path
     (image / "flows/old.py").write_text("old")
     (image / ".dvcignore").write_text("*.pyc\n")
 
-    def start(folder: Path) -> str:
-        command = ["sh", str(image / "deploy/workspace.sh"), "ls", "flows"]
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True).stdout
+    def start(folder: Path, of: str = "flows") -> str:
+        command = ["sh", str(image / "deploy/workspace.sh"), "ls", of]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
 
     assert start(workspace).splitlines()[-1] == "old.py"
     assert start(workspace) == "old.py\n", "nothing to bring a second time"
@@ -199,5 +223,5 @@ def test_a_workspace_gets_the_code_once_and_keeps_what_is_its_own(tmp_path: Path
     assert start(workspace) == "bringing flows of the image into the workspace\nnew.py\n"
     assert (workspace / "params.yaml").read_text() == "steps: 2\n"
     assert (workspace / "models").is_dir()
-    start(clone)
+    assert start(clone, of=".") == ""
     assert [path.name for path in clone.iterdir()] == [".git"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,12 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
-from prefect_api import post
-from processes import eventually, free_port
+from prefect_api import post, read_run
+from processes import eventually, free_port, still_works
 from ruamel.yaml import YAML
 from test_deploy import DEPLOY, ROOT, documents
-from toy_project import make_project
+from toy_project import make_project, set_mode
 
 POOLS = ("docker", "kubernetes")
 BIN = Path(sys.executable).parent
@@ -96,10 +98,14 @@ def test_the_worker_of_an_image_and_the_pools_of_containers_on_a_real_server(api
         (image / name).symlink_to(ROOT / name)
     shutil.copytree(DEPLOY, image / "deploy")
     (image / ".dvc").mkdir()
-    for name in ("prefect.yaml", "automations.yaml", ".dvc/config", ".dvcignore"):
+    for name in ("automations.yaml", ".dvc/config", ".dvcignore"):
         shutil.copy(ROOT / name, image / name)
+    never = re.sub(r"cron: .*", 'cron: "0 0 29 2 *"', (ROOT / "prefect.yaml").read_text())
+    (image / "prefect.yaml").write_text(never)
     command = ["sh", str(image / "deploy/workspace.sh"), "sh", "deploy/worker.sh", "workstation", "--name", "tested"]
-    environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "PREFECT_WORKER_QUERY_SECONDS": "1"}
+    (automation,) = YAML(typ="safe").load(ROOT / "automations.yaml")["automations"]
+    post(f"{api}/automations/", automation | {"description": "as it was"})
     with (tmp_path / "log.txt").open("w") as log:
         process = subprocess.Popen(command, cwd=workspace, env=environment, stdout=log, stderr=log)
     try:
@@ -120,8 +126,23 @@ def test_the_worker_of_an_image_and_the_pools_of_containers_on_a_real_server(api
             assert found["work_pool_name"] == f"our-{kind}"
             (pool,) = post(f"{api}/work_pools/filter", {"work_pools": {"name": {"any_": [f"our-{kind}"]}}})
             assert pool["base_job_template"] == json.loads(Path(template).read_text())
+        (there,) = post(f"{api}/automations/filter")
+        assert there["description"] == automation["description"], "an older one is brought up to date"
+
+        set_mode(workspace, "checkpoints")  # SIGTERM to the worker, as a node that is drained sends it
+        given = {"parameters": {"targets": ["finetune@translation"]}}
+        flow_run = post(f"{api}/deployments/{deployments['nightly']['id']}/create_flow_run", given)["id"]
+        eventually((workspace / "pids").exists)
+        stages = [int(pid) for pid in (workspace / "pids").read_text().split()]
+        process.terminate()
+        assert process.wait(120) == 0, (tmp_path / "log.txt").read_text()
+        assert not any(map(still_works, stages))
+        assert (workspace / "checkpoint").read_text() == "saved"
+        assert read_run(api, flow_run)["state"]["message"].startswith("SIGTERM: the next run goes on")
     finally:
-        process.kill()  # on a busy machine Prefect's worker has outlived a SIGTERM by minutes
+        for member in [*psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []:
+            member.kill()
+        process.kill()
         process.wait()
 
 

@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).parents[1]
 SETTINGS: dict[str, Any] = {
     "model": {"dropout": 0.1},
     "pretrain": {
-        "steps": 300,  # the last of them long after the last disturbance, however slow this test is to act
+        "steps": 220,  # the last of them long after the last disturbance, however slow this test is to act
         "warmup_steps": 20,
         "checkpoint_every": 10,
         "validate_every": 50,
@@ -180,19 +180,23 @@ def test_an_evicted_pod_is_started_again_and_goes_on(machines: Callable[..., Mac
     assert_same_result(pods.root / "models/pretrained", undisturbed)
 
 
+# As SLURM's own: an srun that gets SIGTERM kills its tasks; scancel sends a signal to them, not to the batch script.
 SRUN = """#!/usr/bin/env python3
 import os, signal, subprocess, sys, time
 
 assert sys.argv[1] == "--kill-on-bad-exit=1"
 places = [{"SLURM_PROCID": str(n), "SLURM_NODEID": str(n), "SLURM_LOCALID": "0"} for n in range(2)]
 tasks = [subprocess.Popen(sys.argv[2:], env=os.environ | place) for place in places]
-signal.signal(signal.SIGTERM, lambda *_: [task.terminate() for task in tasks])
+signal.signal(signal.SIGTERM, lambda *_: [task.kill() for task in tasks])
+with open("tasks", "w") as file:
+    print(*(task.pid for task in tasks), file=file)
 while any(task.poll() is None for task in tasks):
     if any(task.poll() for task in tasks):
         [task.kill() for task in tasks]
     time.sleep(0.05)
 sys.exit(max(task.returncode if task.returncode >= 0 else 128 - task.returncode for task in tasks))
 """
+SCANCEL = '#!/bin/sh\n[ "$*" = "--signal=TERM $SLURM_JOB_ID" ] && kill -TERM $(cat tasks)\n'
 
 
 def test_a_slurm_job_that_is_told_to_end_queues_again_and_tells_dvc(
@@ -202,6 +206,7 @@ def test_a_slurm_job_that_is_told_to_end_queues_again_and_tells_dvc(
     commands = tmp_path / "commands"
     commands.mkdir()
     (commands / "srun").write_text(SRUN)
+    (commands / "scancel").write_text(SCANCEL)
     (commands / "scontrol").write_text('#!/bin/sh\necho "$@" >> asked\n')
     for command in commands.iterdir():
         command.chmod(0o755)

@@ -22,10 +22,17 @@ def test_runs_that_no_worker_takes_are_named_with_what_to_do(api: str, tmp_path:
     for name, pool in pools.items():
         body = {"name": name, "flow_id": flow, "entrypoint": "flows/pipeline.py:pipeline", "work_pool_name": pool}
         deployment = post(f"{api}/deployments/", body)["id"]
-        for minutes in (-60, -30, 60):  # the last is not due yet
+        runs = []
+        for minutes in (-60, -50, -30, 60):  # the last is not due yet
             due = (datetime.now(UTC) + timedelta(minutes=minutes)).isoformat()
             state = {"type": "SCHEDULED", "state_details": {"scheduled_time": due}}
-            post(f"{api}/deployments/{deployment}/create_flow_run", {"state": state})
+            runs.append(post(f"{api}/deployments/{deployment}/create_flow_run", {"state": state})["id"])
+        if pool is not None:
+            stuck, retried = runs[:2]
+    post(f"{api}/flow_runs/{stuck}/set_state", {"state": {"type": "PENDING"}})  # by a worker that has died
+    later = {"scheduled_time": (datetime.now(UTC) + timedelta(minutes=60)).isoformat()}
+    again = {"type": "SCHEDULED", "name": "AwaitingRetry", "state_details": later}
+    post(f"{api}/flow_runs/{retried}/set_state", {"state": again, "force": True})
     waits, serves = sorted(late_runs(api), key=lambda line: "serves" in line)
     assert waits.startswith("2 flow runs wait since ")
     assert waits.endswith(", as no worker polls work pool work station: prefect worker start --pool 'work station'")

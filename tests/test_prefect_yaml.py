@@ -73,6 +73,11 @@ def test_what_is_served_is_what_is_deployed(root: Path) -> None:
         ]
 
 
+def test_the_watch_has_measured_what_is_new_before_the_night_takes_it_in() -> None:
+    crons = {written["name"]: written["schedules"][0]["cron"] for written in DEPLOYMENTS if "schedules" in written}
+    assert int(crons["watch"].split()[0]) < int(crons["nightly"].split()[0]) <= int(crons["watch"].split()[0]) + 20
+
+
 def test_the_data_alone_is_refreshed_with_its_check_and_without_training(root: Path, tmp_path: Path) -> None:
     (targets,) = (written["parameters"]["targets"] for written in DEPLOYMENTS if written["name"] == "data-refresh")
     for name in ("dvc.yaml", "params.yaml"):

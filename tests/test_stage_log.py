@@ -2,11 +2,15 @@
 
 import io
 import logging
+import os
+import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 from mlflow_tools import client, python, runs
+from toy_project import ROOT
 from tqdm import tqdm
 
 from stages import stage_log
@@ -100,22 +104,31 @@ def test_streams_and_handlers_are_as_before_and_nothing_shown_is_changed(
     assert rest == "half a line"
 
 
-def test_a_reader_that_is_gone_still_ends_the_stage(tmp_path: Path) -> None:
-    """A stage whose flow was killed is to notice that nobody reads it: what it keeps must not hide that."""
+@pytest.mark.parametrize("unbuffered", ["", "1"])  # with "1", as a flow starts it
+def test_a_stage_outlives_its_reader(tmp_path: Path, unbuffered: str) -> None:
+    """A training whose flow was killed goes on, until the next run asks it to end: what it prints is still kept."""
     script = """
         import os, sys
-        from stages.console import run_stage, stage_parser
+        from pathlib import Path
+        from stages import stage_log
+        from stages.console import progress, run_stage, stage_parser
         def main(_):
+            stage_log.current.keep_in(Path("log.txt"), "pretrain")
+            for _ in progress(range(3), name="pretrain", unit="step"):
+                print("x" * 100_000, flush=True)
+            print("saved")
+        for stream in (1, 2):
             reading, writing = os.pipe()
-            os.dup2(writing, 1)
+            os.dup2(writing, stream)
             os.close(writing), os.close(reading)
-            sys.stdout.write("x" * 100_000)
-            sys.stdout.flush()
-            open("survived", "w").close()
         run_stage(main, stage_parser(None))
     """
-    python(tmp_path, script)
-    assert not (tmp_path / "survived").exists()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=tmp_path, env=environment, check=False)
+    assert done.returncode == 0
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert lines[-1] == "saved"
+    assert any("| 3.00/3.00 [" in line for line in lines)
 
 
 def test_secrets_of_the_environment_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

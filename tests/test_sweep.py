@@ -176,12 +176,21 @@ def test_a_sweep_stopped_and_killed_goes_on_where_it_was(project: Path, api: str
     ]
 
 
-def test_where_all_trials_fail_the_sweep_ends_early(project: Path, api: str) -> None:
-    file = write_sweep(project, "rates", "  pretrain.learning_rate: [0.1, 0.2]", trials=50)
+@pytest.mark.parametrize(
+    ("trials", "run_trials", "said"),
+    [
+        (50, 3, "error: all of the first 3 trials failed; the last: pretrain: step 3: the loss is not finite"),
+        (2, 2, "error: rates: 2 trials, 0 complete, 0 pruned, 2 failed; no trial ran to its end"),
+    ],
+)
+def test_a_sweep_whose_trials_all_fail_has_failed_and_ends_early(
+    project: Path, api: str, trials: int, run_trials: int, said: str
+) -> None:
+    file = write_sweep(project, "rates", "  pretrain.learning_rate: [0.1, 0.2]", trials=trials)
     status, output = run(project, api, file)
     assert status == 1
-    assert "all of the first 3 trials failed; the last: pretrain: step 3: the loss is not finite" in output
-    assert sum(line.startswith("pretrain") for line in began(project)) == 3
+    assert said in output
+    assert sum(line.startswith("pretrain") for line in began(project)) == run_trials
 
 
 def test_a_sweep_is_one_sweep(project: Path) -> None:

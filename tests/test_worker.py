@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import urllib.error
@@ -20,6 +21,7 @@ from tiny import read_json
 from toy_project import ROOT, make_project, set_mode
 
 TRANSLATION = "finetune@translation"
+LEAP_DAY = "0 2 29 2 *"
 TRAINING = """
 stages:
   pretrain:
@@ -32,10 +34,13 @@ stages:
 
 
 @pytest.fixture(scope="module")
-def api(api: str) -> str:
-    """With what a worker and an operator set up once."""
+def api(api: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """With what a worker and an operator set up once; a run without a sign of life for 45 s is called crashed."""
+    sooner, usual = tmp_path_factory.mktemp("sooner"), (ROOT / "automations.yaml").read_text()
+    assert usual.count("within: 90") == 1
+    (sooner / "automations.yaml").write_text(usual.replace("within: 90", "within: 45"))
     prefect(ROOT, "work-pool", "create", "--type", "process", "workstation")
-    prefect(ROOT, "automation", "create", "--from-file", "automations.yaml")
+    prefect(sooner, "automation", "create", "--from-file", "automations.yaml")
     return api
 
 
@@ -49,7 +54,10 @@ def prefect(folder: Path, *arguments: str) -> str:
 
 
 def with_the_code(folder: Path, pull: bool = False) -> Path:
-    """Our code and prefect.yaml beside the stages; `pull`: with the lines for clones in other folders."""
+    """Our code and prefect.yaml beside the stages, with schedules that fire in no test but on a leap day.
+
+    `pull`: with the lines for clones in other folders.
+    """
     for room in ("flows", "stages", "lightning_modules"):
         if not (folder / room).exists():
             (folder / room).symlink_to(ROOT / room)
@@ -57,14 +65,25 @@ def with_the_code(folder: Path, pull: bool = False) -> Path:
     start = lines.index("# pull:\n")
     if pull:
         lines[start : start + 3] = [line.removeprefix("# ") for line in lines[start : start + 3]]
-    (folder / "prefect.yaml").write_text("".join(lines))
+    (folder / "prefect.yaml").write_text(re.sub(r'cron: ".*?"', f'cron: "{LEAP_DAY}"', "".join(lines)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def deployed(api: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project of which everything is deployed."""
+    folder = with_the_code(make_project(tmp_path_factory.mktemp("deployed")))
+    prefect(folder, "deploy", "--all")
     return folder
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Path:
-    (tmp_path / "project").mkdir()
-    return with_the_code(make_project(tmp_path / "project"))
+def project(deployed: Path) -> Path:
+    """The same without what the stages of the test before have left."""
+    for name in ("pids", "checkpoint", "go"):
+        (deployed / name).unlink(missing_ok=True)
+    set_mode(deployed, "")
+    return deployed
 
 
 @contextmanager
@@ -77,7 +96,7 @@ def working(folder: Path, **environment: str) -> Iterator[psutil.Process]:
     process = subprocess.Popen(
         [sys.executable, "-m", "prefect", "worker", "start", "--pool", "workstation", "--limit", "1"],
         cwd=elsewhere,
-        env=kept | environment,
+        env=kept | {"PREFECT_WORKER_QUERY_SECONDS": "2"} | environment,
         stdout=log,
         stderr=subprocess.STDOUT,
     )
@@ -123,13 +142,12 @@ def engine(worker: psutil.Process) -> psutil.Process:
 
 
 def test_a_worker_anywhere_runs_what_was_deployed(api: str, project: Path, tmp_path: Path) -> None:
-    prefect(project, "deploy", "--all")
     deployments = {found["name"]: found for found in post(f"{api}/deployments/filter")}
     schema = deployments["on-demand"]["parameter_openapi_schema"]["properties"]
     assert schema["targets"]["description"].startswith("Only these stages of dvc.yaml")
     assert schema["overrides"]["description"].startswith("Other values for keys of params.yaml")
     assert deployments["nightly"]["tags"] == ["scheduled", "training"]
-    assert deployments["nightly"]["schedules"][0]["schedule"]["cron"] == "0 2 * * *"
+    assert deployments["nightly"]["schedules"][0]["schedule"]["cron"] == LEAP_DAY
     for wrong in ({"targets": "prepare"}, {"overrides": ["pretrain.steps=1"]}):
         with pytest.raises(urllib.error.HTTPError) as refused:
             create_run(api, **wrong)
@@ -146,7 +164,6 @@ def test_a_worker_anywhere_runs_what_was_deployed(api: str, project: Path, tmp_p
 
 def test_cancelling_ends_every_process_and_leaves_a_checkpoint(api: str, project: Path, tmp_path: Path) -> None:
     set_mode(project, "checkpoints")
-    prefect(project, "deploy", "--name", "on-demand")
     with working(tmp_path) as worker:
         run = create_run(api, targets=[TRANSLATION])
         processes = [*at_work(project), engine(worker).pid]
@@ -160,7 +177,6 @@ def test_cancelling_ends_every_process_and_leaves_a_checkpoint(api: str, project
 
 def test_a_run_goes_on_when_its_worker_is_killed_and_obeys_without_it(api: str, project: Path, tmp_path: Path) -> None:
     set_mode(project, "waits")
-    prefect(project, "deploy", "--name", "on-demand")
     with working(tmp_path) as worker:
         run = create_run(api, targets=[TRANSLATION])
         at_work(project)
@@ -183,13 +199,15 @@ def test_a_run_goes_on_when_its_worker_is_killed_and_obeys_without_it(api: str, 
 
 
 def test_a_killed_flow_is_crashed_and_told_and_its_stages_are_ended_by_the_next(
-    api: str, project: Path, tmp_path: Path, webhook: tuple[str, list[dict[str, Any]]]
+    api: str, tmp_path: Path, webhook: tuple[str, list[dict[str, Any]]]
 ) -> None:
     """As when the system ends it for want of memory; also with a worker for whom the project lies elsewhere."""
     address, told = webhook
-    (tmp_path / "clone").mkdir()
+    for name in ("project", "clone"):
+        (tmp_path / name).mkdir()
+    project = with_the_code(make_project(tmp_path / "project"), pull=True)
     clone = with_the_code(make_project(tmp_path / "clone", "checkpoints"))
-    prefect(with_the_code(project, pull=True), "deploy", "--name", "on-demand")
+    prefect(project, "deploy", "--name", "on-demand")
     with working(tmp_path, PIPELINE_HOME=str(clone), PIPELINE_WEBHOOK=address) as worker:
         run = create_run(api, targets=[TRANSLATION])
         pids = at_work(clone)

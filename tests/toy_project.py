@@ -6,11 +6,16 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
+from flows.process_tree import end_survivors
 from flows.run_stage import child_environment
 
 ROOT = Path(__file__).parents[1]
+_STARTED: list[tuple["subprocess.Popen[str]", Path]] = []
 
 DVC_YAML = """
 stages:
@@ -55,13 +60,10 @@ if mode == "crash":
 if mode == "killed":
     os.kill(os.getpid(), signal.SIGKILL)
 checkpoint = pathlib.Path("checkpoint")
-resumes = mode.endswith(" once") and checkpoint.exists()
+resumes = mode == "hangs once" and checkpoint.exists()
 if resumes:
     print(f"goes on from {checkpoint.read_text()}", flush=True)
     checkpoint.unlink()
-elif mode == "crashes once":
-    checkpoint.write_text("step 7")
-    raise ValueError("no such luck")
 if mode == "waits":
     print("at work", flush=True)
     tell_pids(os.getpid())
@@ -126,8 +128,9 @@ def write_metrics(root: Path, task: str = "translation") -> None:
 
 
 def start_flows(folder: Path, *arguments: str, module: str = "flows", **environment: str) -> "subprocess.Popen[str]":
-    """Starts `python -m flows` in the project, as a person would in a terminal."""
-    return subprocess.Popen(
+    """Starts `python -m flows` in the project, as a person would in a terminal; what is left of it is ended after the
+    test."""
+    process = subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **environment},
@@ -136,6 +139,21 @@ def start_flows(folder: Path, *arguments: str, module: str = "flows", **environm
         text=True,
         preexec_fn=_interruptible,
     )
+    _STARTED.append((process, folder))
+    return process
+
+
+def end_started() -> None:
+    """Kills what a test that failed has left at work of the flows it started, servers and stages among it."""
+    while _STARTED:
+        process, folder = _STARTED.pop()
+        if process.poll() is None:
+            leader = psutil.Process(process.pid)
+            for member in (*leader.children(recursive=True), leader):
+                with suppress(psutil.Error):
+                    member.kill()
+            process.wait()
+        end_survivors(folder, 0.0)
 
 
 def run_flows(folder: Path, *arguments: str, **environment: str) -> tuple[int, str]:
