@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,16 +18,24 @@ if platform.machine() in ("x86_64", "AMD64"):  # before ctranslate2 is imported:
 
 import dvc  # noqa: F401 - its log keeps the stream that it finds at import: not one of a single test
 import pytest
+from hypothesis import HealthCheck, settings
 from scheduling import pytest_handlecrashitem, pytest_xdist_make_scheduler  # noqa: F401 - what pytest-xdist asks for
 
 from stages.tracking_store import prepare_store, tracking_uri
 
-# What takes minutes, the longest first: begun last, one of them would keep one worker at work while the others idle.
+# What takes over half a minute, the longest first: begun last, one would keep one worker at work while the others idle.
 LONGEST = (
-    "end_to_end", "architectures", "callbacks", "elastic", "worker", "roll_back", "killed", "parallel_training",
-    "training", "your_data", "sweep", "pipeline", "mlflow_killed", "deploy_processes", "overfit", "watch", "cluster",
-    "recovery", "status", "seeds", "prepare_memory",
+    "end_to_end", "callbacks", "worker", "elastic", "your_data", "parallel_training", "roll_back", "pipeline", "killed",
+    "architectures", "sweep", "training", "watch", "register", "onnx", "deploy_processes", "beam_search", "cluster",
+    "sender", "mlflow_server", "guards", "main", "ctranslate2_engine", "module", "run_stage", "imports", "seeds",
+    "report", "status", "decoding", "ctranslate2", "prepare_memory", "evaluate", "pretrain", "served_model", "sharing",
+    "recovery", "mlflow_killed", "overfit",
 )  # fmt: skip
+
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy machine")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -51,6 +60,14 @@ def _tracking_uri_is_left_as_it_was() -> Iterator[None]:
         os.environ.pop("MLFLOW_TRACKING_URI", None)
     else:
         os.environ["MLFLOW_TRACKING_URI"] = before
+
+
+@pytest.fixture(autouse=True)
+def _no_flow_is_left_at_work() -> Iterator[None]:
+    """Where a test fails half-way: its processes would slow all others down, and hold their workspace."""
+    yield
+    if toy_project := sys.modules.get("toy_project"):
+        toy_project.end_started()
 
 
 @pytest.fixture
@@ -113,3 +130,4 @@ def webhook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
     Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/secret", told
     server.shutdown()
+    server.server_close()

@@ -1,8 +1,12 @@
-"""Waiting for what other processes do, whether one has ended, and a port for a new one."""
+"""Waiting for what other processes do, whether one has ended, ending it, and a port for a new one."""
 
+import os
+import random
+import signal
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 import psutil
@@ -27,7 +31,16 @@ def eventually(get: Callable[[], T], seconds: float = 300.0, every: float = 0.1)
     return value
 
 
+def end_group(leader: int) -> None:
+    """Kills a process that leads a group of its own, and all of that group, also where the leader has ended."""
+    with suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
+
+
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """One below those that the system gives to outgoing connections, of which one might take it meanwhile."""
+    while True:
+        port = random.SystemRandom().randrange(25_000, 32_000)
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port

@@ -1,8 +1,7 @@
-"""One process of a training on several: `python rank_work.py folder plan`, as a launcher starts it, or a fork."""
+"""One process of a training on several, forked."""
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +92,3 @@ def work(folder: Path, plan: dict[str, Any]) -> None:
         save_file({name: tensor.clone() for name, tensor in weights.items()}, folder / "weights.safetensors")
         (folder / "losses.json").write_text(json.dumps(losses.rows))
         (folder / "wire.json").write_text(json.dumps(wire.rows))
-
-
-if __name__ == "__main__":
-    work(Path(sys.argv[1]), json.loads(sys.argv[2]))

@@ -45,10 +45,10 @@ def shell(root: Path, command: str, status: int = 0, timeout: float = 1500) -> s
 
 
 def end_all_in(root: Path) -> None:
-    """Kills what still runs there."""
+    """Kills what still runs there, or in a folder in it."""
     for process in psutil.process_iter():
         try:
-            if process.cwd() == str(root):
+            if Path(process.cwd()).is_relative_to(root):
                 process.kill()
         except psutil.Error:
             continue

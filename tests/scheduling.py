@@ -1,16 +1,20 @@
 """Whole test files handed out to workers in the order of the collection, also when a worker is killed.
 
 A worker that dies (the system kills what takes too much memory, say) is replaced, and what it had not done is done
-again, the test that it was at among it: only where a second worker dies there, the test has failed. Uses what
-pytest-xdist keeps to itself; tests/test_scheduling.py tells when that changes.
+again, the test that it was at among it: only where a second worker dies there, the test has failed. Of a file whose
+tests build on one another all are done again. Uses what pytest-xdist keeps to itself; tests/test_scheduling.py tells
+when that changes.
 """
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 from xdist.scheduler import LoadFileScheduling
 from xdist.workermanage import WorkerController
+
+BEGUN_ANEW = ("test_end_to_end.py", "test_pipeline.py", "test_watch.py")  # their tests build on one another
 
 
 class FilesInOrder(LoadFileScheduling):
@@ -26,9 +30,11 @@ class FilesInOrder(LoadFileScheduling):
         left = {file: tests for file, tests in work.items() if not all(tests.values())}
         if not left:
             return None
-        tests = next(iter(left.values()))
+        file, tests = next(iter(left.items()))
         died_at = next(test for test, done in tests.items() if not done)
         self.deaths[died_at] += 1
+        if Path(file).name in BEGUN_ANEW:
+            tests.update(dict.fromkeys(tests, False))
         tests[died_at] = self.deaths[died_at] > 1
         self.workqueue.update({file: tests for file, tests in left.items() if not all(tests.values())})
         for other in self.nodes:

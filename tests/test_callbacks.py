@@ -79,11 +79,12 @@ def test_other_architectures_killed_now_and_then_end_as_if_never_killed_too(name
         assert_same(train(plan, folder), expected)
 
 
-@pytest.mark.parametrize("name", PLANS)
-def test_stopped_by_sigterm_at_every_other_moment_it_saves_and_goes_on_from_there(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [name for name in PLANS if name != "rows"])
+def test_stopped_by_sigterm_at_every_third_moment_it_saves_and_goes_on_from_there(name: str, tmp_path: Path) -> None:
+    """Every other one would always be of the same kinds: the ends of batches, say, and not their beginnings."""
     plan, handler = plan_of(name, tmp_path), signal.getsignal(signal.SIGTERM)
     expected, stops = train(plan, tmp_path / "whole", Moments()), 0
-    signals = moments(True, expected)
+    signals = range(1, expected.moments + 1, 3)
     for at in signals:
         folder = tmp_path / f"stopped-{at}"
         result = train(plan, folder, Moments(at, send_sigterm))
@@ -92,21 +93,20 @@ def test_stopped_by_sigterm_at_every_other_moment_it_saves_and_goes_on_from_ther
         if result.stopped:
             stops += 1
             newest = newest_checkpoint(folder)
-            assert newest is not None
-            assert newest.name == f"step-{result.steps:09d}.ckpt"
+            assert (newest and newest.name) == (f"step-{result.steps:09d}.ckpt" if result.steps else None)
             assert_same(train(plan, folder), expected)
         else:  # it came after the last validation: the training was over anyway
             assert_same(result, expected)
     assert stops >= len(signals) - 2
 
 
-def test_a_signal_that_comes_before_the_first_step_stops_after_it(tmp_path: Path) -> None:
+def test_a_signal_that_comes_before_the_first_step_stops_before_it(tmp_path: Path) -> None:
     class AtSetup(pl.Callback):
         def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
             send_sigterm()
 
     result = train(plan_of("rows", tmp_path), tmp_path / "run", after=(AtSetup(),))
-    assert (result.stopped, result.steps) == (True, 1)
+    assert (result.stopped, result.steps) == (True, 0)
 
 
 def test_killed_again_and_again_it_still_ends_the_same(tmp_path: Path) -> None:

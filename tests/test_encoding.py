@@ -49,7 +49,7 @@ def whole(made: Tokenizer, given_texts: list[str]) -> list[list[int]]:
 
 
 @given(texts)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_piece_by_piece_a_byte_level_tokenizer_gives_the_ids_of_whole_texts(given_texts: list[str]) -> None:
     encoder, expected = Encoder(tokenizer()), whole(tokenizer(), given_texts)
     for _ in range(2):  # of words that are new, and of words that it remembers
@@ -71,7 +71,7 @@ def _joins_much() -> str:
 
 
 @given(texts)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_so_does_one_that_has_learned_to_join_white_space_and_marks(given_texts: list[str]) -> None:
     expected = whole(Tokenizer.from_str(_joins_much()), given_texts)
     ids, lengths = Encoder(Tokenizer.from_str(_joins_much())).encode(given_texts)

@@ -222,7 +222,7 @@ def test_a_billion_parameters_are_counted_without_their_memory() -> None:
 shapes = st.builds(Shape, st.integers(1, 64), st.integers(1, 300), st.integers(1, 300), st.integers(0, 5000))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(shapes, st.sampled_from(ARCHITECTURES), st.integers(2, 5))
 def test_twice_the_rows_cost_twice_the_flops_and_no_more_bytes(shape: Shape, architecture: str, times: int) -> None:
     config = tiny.config(architecture=architecture)
@@ -239,7 +239,7 @@ def test_however_many_predictions_one_piece_of_their_scores_is_there(gpu: bool) 
     assert more - many == 4 * config.d_model * 90_000
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(shapes, st.sampled_from(ARCHITECTURES))
 def test_attention_grows_with_the_square_of_the_length(shape: Shape, architecture: str) -> None:
     config = tiny.config(architecture=architecture)

@@ -1,9 +1,9 @@
 """Trainings that go wrong at a step chosen beforehand: what is told, saved and left alone, and what a rerun does."""
 
 from contextlib import suppress
-from multiprocessing import get_context
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -11,11 +11,11 @@ import pytorch_lightning as pl
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from interruptions import Killed, Moments, assert_same, raise_killed, train
+from interruptions import Killed, Moments, Result, assert_same, raise_killed, train
 from safetensors.torch import load_file
 from spikes import SOON, guard, plan_of, spiky
-from stage_runs import PRETRAIN, start, workspace
-from test_launch import Ahead
+from stage_runs import PRETRAIN, running, workspace
+from test_launch import Ahead, said
 from tiny import config, pairs_split, recipe, trainer
 
 from lightning_modules import guards
@@ -60,21 +60,31 @@ def _soon_warm(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(guards, name, value)
 
 
-BAD = {
-    "the loss (nan)": {"loss": float("nan")},
-    "the loss (inf)": {"loss": float("inf")},
-    "the gradient of": {"gradient": float("nan")},
-    "the gradient of ": {"gradient": -float("inf")},
-}
+NAN, INFINITY = float("nan"), float("inf")
+MOMENTS = {"between": 5, "saving-and-validating": 6, "saving": 8, "last": 9}
+BAD = [
+    *(("the loss (nan)", {"loss": NAN}, moment) for moment in MOMENTS),
+    *(("the gradient of ", {"gradient": NAN}, moment) for moment in MOMENTS),
+    ("the loss (inf)", {"loss": INFINITY}, "saving-and-validating"),
+    ("the gradient of ", {"gradient": -INFINITY}, "saving-and-validating"),
+]
 
 
-@pytest.mark.parametrize("what", BAD)
-@pytest.mark.parametrize("at", [5, 6, 8, 9], ids=["between", "saving-and-validating", "saving", "last"])
-def test_what_is_not_finite_ends_it_and_is_never_saved(what: str, at: int, tmp_path: Path) -> None:
-    plan, folder = plan_of(tmp_path, steps=9, validate_every=6), tmp_path / "run"
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """A training in which all is well."""
+    root = tmp_path_factory.mktemp("good")
+    return train(plan_of(root, steps=9, validate_every=6), root / "run")
+
+
+@pytest.mark.parametrize(("what", "poison", "moment"), BAD)
+def test_what_is_not_finite_ends_it_and_is_never_saved(
+    what: str, poison: dict[str, float], moment: str, good: Result, tmp_path: Path
+) -> None:
+    plan, folder, at = plan_of(tmp_path, steps=9, validate_every=6), tmp_path / "run", MOMENTS[moment]
     for _ in range(2):  # a rerun meets the same
         with pytest.raises(TrainingFailed, match=f"not finite at step {at}:") as caught:
-            train(plan, folder, Poison(at, **BAD[what]), guard(folder, plan))
+            train(plan, folder, Poison(at, **poison), guard(folder, plan))
         assert what in str(caught.value)
         assert "\n" not in str(caught.value)
         newest = newest_checkpoint(folder)
@@ -89,7 +99,7 @@ def test_what_is_not_finite_ends_it_and_is_never_saved(what: str, at: int, tmp_p
         batch = plan.split.training_batch(at - 1, 0, 1)
         assert torch.equal(saved["0.source_BS"], batch.source_BS)
         assert torch.equal(saved["0.target_BT"], batch.target_BT)
-    assert_same(train(plan, folder), train(plan, tmp_path / "good"))  # once the reason is gone
+    assert_same(train(plan, folder), good)  # once the reason is gone
 
 
 def test_nor_is_it_averaged(tmp_path: Path) -> None:
@@ -120,15 +130,9 @@ def train_two(folder: Path) -> None:
         made.fit(TransformerModule(new_model(config(), 0), recipe(steps=20)), TextDataModule(split, split))
 
 
-def test_processes_that_found_different_checkpoints_save_none_together(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PIPELINE_PEER_TIMEOUT", "60")
-    child = get_context("spawn").Process(target=train_two, args=(tmp_path,))
-    child.start()
-    child.join(timeout=240)
-    assert child.exitcode is not None
-    assert "the processes found different checkpoints: this one goes on from step" in capfd.readouterr().out
+def test_processes_that_found_different_checkpoints_save_none_together(tmp_path: Path) -> None:
+    different = "the processes found different checkpoints: this one goes on from step"
+    assert different in said(tmp_path, train_two, status=1, PIPELINE_PEER_TIMEOUT="60")
     assert not list(tmp_path.glob("step-*"))
 
 
@@ -232,11 +236,43 @@ def test_skipping_is_the_same_killed_at_any_moment(tmp_path: Path) -> None:
         assert_same(train(plan, folder, guard(folder, plan, "skip")), expected)
 
 
+class PoisonedValidation(pl.Callback):
+    """From step `at` on a weight is NaN while the model is validated, as it is where held-out text overflows."""
+
+    def __init__(self, at: int) -> None:
+        self.at, self.whole = at, torch.zeros(())
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_step >= self.at:
+            _, parameter = poisoned(cast(TransformerModule, pl_module))
+            self.whole = parameter.detach().clone()
+            parameter.data[0] = float("nan")
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_step >= self.at:
+            poisoned(cast(TransformerModule, pl_module))[1].data.copy_(self.whole)
+
+
+def test_weights_without_a_finite_loss_on_held_out_text_are_never_the_best(tmp_path: Path) -> None:
+    plan, folder = plan_of(tmp_path, steps=9, validate_every=3), tmp_path / "run"
+    with pytest.raises(TrainingFailed, match=r"not finite at step 6: the validation loss \(nan of the raw weights\)"):
+        train(plan, folder, guard(folder, plan), PoisonedValidation(6))
+    assert newest_checkpoint(folder) == folder / "step-000000004.ckpt"
+
+
+def test_where_their_average_has_one_it_may_be(tmp_path: Path) -> None:
+    plan, folder = plan_of(tmp_path, steps=9, validate_every=3, ema_decay=0.5), tmp_path / "run"
+    result = train(plan, folder, guard(folder, plan), PoisonedValidation(3))
+    assert (result.best_step, result.best_weights) == (9, "ema")
+    assert isfinite(result.best_loss)
+
+
 def test_two_processes_end_alike_with_one_line_and_a_batch_each(tmp_path: Path) -> None:
     """A learning rate at which the first step leaves nothing finite."""
     settings = {"learning_rate": 1e30, "warmup_steps": 1, "gradient_clip": 1e9, "devices": 2, "strategy": "ddp"}
     root = workspace(tmp_path / "root", pretrain=settings)
-    assert start(root, PRETRAIN).wait(timeout=300) == 1
+    with running(root, PRETRAIN) as process:
+        assert process.wait(timeout=300) == 1
     log = (root / "log.txt").read_text()
     assert "Traceback" not in log
     assert len([line for line in log.splitlines() if line.startswith("error: pretrain: not finite at step 2:")]) == 1

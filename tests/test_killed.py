@@ -4,22 +4,24 @@ The moments differ from run to run of these tests; pytest prints the seed with a
 """
 
 import errno
+import io
 import json
 import os
 import random
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import psutil
 import pytest
-from forked import Forked
+import torch
+from forked import Forked, run_module
+from processes import end_group, eventually
 from safetensors.torch import load_file
 from stage_runs import (
     FINETUNE,
@@ -29,6 +31,7 @@ from stage_runs import (
     await_checkpoint,
     checkpoints,
     curve,
+    environment_of,
     finish,
     running,
     workspace,
@@ -137,29 +140,37 @@ def test_killed_while_it_writes_a_checkpoint_it_uses_the_one_before(
     command: tuple[str, ...], output: str, settings: Settings, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     whole, root = undisturbed(command, settings)[0], workspace(tmp_path / "killed", **settings)
-    with running(root, command) as process:
-        await_checkpoint(process, root, 4)
-        unfinished = stopped_in_a_write(process, root)
+    process = Forked(root, environment_of({}), root / "log.txt", stop_in_a_write, 8, *command)
+    try:
+        eventually(lambda: process.poll() is not None or psutil.Process(process.pid).status() == psutil.STATUS_STOPPED)
+        assert process.poll() is None, (root / "log.txt").read_text()
+        [unfinished] = (root / ".pipeline/checkpoints").glob("*/step-*.unfinished")
         before = checkpoints(root)[-1]
-        assert unfinished.name > before.name
+        assert (before.stem, unfinished.stem) == ("step-000000007", "step-000000008.ckpt")
+        assert 0 < unfinished.stat().st_size < 0.6 * before.stat().st_size
+    finally:
+        end_group(process.pid)
+        process.wait()
     log = finish(root, command)
-    assert f"going on from step {int(before.stem.removeprefix('step-'))} " in log
+    assert "going on from step 7 " in log
     assert "cannot be read" not in log
     assert_same_result(root / "models" / output, whole / "models" / output)
 
 
-def stopped_in_a_write(process: "subprocess.Popen[str] | Forked", root: Path) -> Path:
-    """Stops a stage, which is then to be killed, when it has written a part of a checkpoint; returns that file."""
-    while True:
-        assert process.poll() is None, (root / "log.txt").read_text()
-        if not (found := list((root / ".pipeline/checkpoints").glob("*/step-*.unfinished"))):
-            continue
-        os.killpg(process.pid, signal.SIGSTOP)
-        while psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:
-            pass
-        if found[0].exists() and 0 < found[0].stat().st_size < 0.99 * checkpoints(root)[-1].stat().st_size:
-            return found[0]
-        os.killpg(process.pid, signal.SIGCONT)
+def stop_in_a_write(step: int, *command: str) -> None:
+    """A stage that stops, as if by SIGSTOP, when it has written half of the checkpoint of a step."""
+    save = torch.save
+
+    def save_half(checkpoint: dict[str, Any], file: BinaryIO) -> None:
+        save(checkpoint, whole := io.BytesIO())
+        if checkpoint["global_step"] == step:
+            file.write(whole.getvalue()[: whole.tell() // 2])
+            file.flush()
+            os.kill(os.getpid(), signal.SIGSTOP)
+        file.write(whole.getvalue())
+
+    torch.save = save_half
+    run_module(*command)
 
 
 def test_begun_by_two_processes_one_goes_on_with_the_same_records(tmp_path: Path) -> None:
@@ -210,6 +221,37 @@ def test_a_full_disk_is_one_line_and_what_was_saved_is_gone_on_from(
     assert_same_result(root / "models/translation-scratch", whole / "models/translation-scratch")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of another process are Linux's")
+def test_of_two_processes_the_one_that_meets_a_full_disk_says_why(tmp_path: Path) -> None:
+    settings = {"finetune": {"checkpoint_every": 10, "validate_every": 20, "devices": 2}, "task": SHORT}
+    root = workspace(tmp_path / "full", **settings)
+    with running(root, SCRATCH) as process:
+        await_checkpoint(process, root, 10)
+        size = checkpoints(root)[0].stat().st_size
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size - 100, size - 100))
+        assert process.wait(timeout=300) == 1
+    log = (root / "log.txt").read_text()
+    assert "Traceback" not in log
+    errors = [line for line in log.splitlines() if line.startswith("error:")]
+    why = [line for line in errors if ".ckpt cannot be written" in line and os.strerror(errno.EFBIG) in line]
+    assert len(why) == 1
+    assert [line for line in errors if line not in why and "the other processes are gone" not in line] == []
+
+
+def test_without_its_best_weights_no_others_are_taken_for_them(tmp_path: Path) -> None:
+    settings = {"finetune": {"checkpoint_every": 20, "validate_every": 20}, "task": SHORT}
+    root = workspace(tmp_path / "root", **settings)
+    with running(root, SCRATCH) as process:
+        while not list((root / ".pipeline/checkpoints").glob(f"*/step-*{SHORT['steps']}.ckpt")):
+            assert process.poll() is None, (root / "log.txt").read_text()
+    [best] = (root / ".pipeline/checkpoints").glob("*/best.safetensors")
+    best.unlink()
+    with running(root, SCRATCH) as process:
+        assert process.wait(timeout=300) == 1
+    assert "error: the best weights of this training cannot be read" in (root / "log.txt").read_text()
+    assert not (root / "models/translation-scratch").exists()
+
+
 def test_a_fine_tuning_of_pre_trained_weights_killed_at_random_is_the_same(tmp_path: Path) -> None:
     settings = {"pretrain": SHORT | {"steps": 20}, "finetune": STATEFUL, "task": SHORT}
     whole = workspace(tmp_path / "whole", **settings)
@@ -218,9 +260,10 @@ def test_a_fine_tuning_of_pre_trained_weights_killed_at_random_is_the_same(tmp_p
     root = workspace(tmp_path / "killed", **settings)
     shutil.copytree(whole / "models/pretrained", root / "models/pretrained")
     with running(root, FINETUNE) as process:
-        await_checkpoint(process, root, 4 * random.SystemRandom().randint(1, 12))
+        await_checkpoint(process, root, 4 * random.SystemRandom().randint(1, 8))
         os.killpg(process.pid, signal.SIGKILL)
-    finish(root, FINETUNE)
+    assert "going on from step" in finish(root, FINETUNE)
+    assert read_json(root / "models/translation/training.json")["resumed_from"] % 4 == 0
     assert_same_result(root / "models/translation", whole / "models/translation")
     weights = [load_file(path / "models/translation/model.safetensors") for path in (whole, root)]
     assert weights[0].keys() == weights[1].keys()

@@ -1,12 +1,15 @@
 """Processes of one training: as many as asked for, from one checkpoint, and none that waits for ever."""
 
+from collections.abc import Callable
 from datetime import timedelta
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
+from forked import Forked
+from processes import end_group
+from stage_runs import environment_of
 from tiny import model as tiny_model
 from tiny import pairs_split, recipe, trainer
 
@@ -50,18 +53,23 @@ class Ahead(pl.Callback):
 
 
 def train_two(folder: Path) -> None:
-    """Two processes, forked from this one."""
+    """Two processes, forked from the one that calls this."""
     made = trainer(20, 100, 1.0, [Ahead(), Checkpoints(folder, 100, 1, 0, 0)], devices=2, strategy="ddp_fork")
     split = pairs_split(folder / "data")
     made.fit(TransformerModule(tiny_model(), recipe(steps=20)), TextDataModule(split, split))
 
 
-def test_processes_that_found_different_checkpoints_do_not_train(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    child = get_context("spawn").Process(target=train_two, args=(tmp_path,))
-    child.start()
-    child.join(timeout=240)
-    assert child.exitcode == 1
+def said(folder: Path, call: Callable[[Path], None], status: int, **environment: str) -> str:
+    """What a process prints that calls it and ends with that status; its own children end with it."""
+    process = Forked(folder, environment_of(environment), folder / "log.txt", call, folder)
+    try:
+        assert process.wait(timeout=240) == status, (folder / "log.txt").read_text()
+    finally:
+        end_group(process.pid)
+    return (folder / "log.txt").read_text()
+
+
+def test_processes_that_found_different_checkpoints_do_not_train(tmp_path: Path) -> None:
     # The one that ends first may cut the other off, which says that instead.
-    assert "the processes found different checkpoints: this one goes on from step" in capfd.readouterr().out
+    different = "the processes found different checkpoints: this one goes on from step"
+    assert different in said(tmp_path, train_two, status=1)

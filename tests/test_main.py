@@ -1,12 +1,11 @@
 """`python -m flows` as a person meets it. Its own Prefect server is started and stopped once (10 s)."""
 
 import signal
-import time
 from pathlib import Path
 
 import psutil
 import pytest
-from processes import still_works
+from processes import eventually, still_works
 from toy_project import make_project, reproduce, run_flows, set_mode, start_flows, write_metrics
 
 from flows.server import answers
@@ -53,11 +52,8 @@ def test_a_server_that_does_not_answer(tmp_path: Path) -> None:
 
 def test_ctrl_c_stops_everything_and_the_same_command_goes_on(tmp_path: Path) -> None:
     process = start_flows(make_project(tmp_path, "checkpoints"), "--targets", "finetune@translation")
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "pids").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    eventually(lambda: (tmp_path / "pids").exists() or process.poll() is not None)
+    assert process.poll() is None
     stage, _grandchild = (int(pid) for pid in (tmp_path / "pids").read_text().split())
     family = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)

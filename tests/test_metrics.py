@@ -80,7 +80,7 @@ def test_the_references_alone_choose_how_bleu_counts() -> None:
     assert [score(name, CHINESE, CHINESE) for name in ("bleu", "chrf")] == pytest.approx([100, 100])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.sampled_from(LABELS), st.sampled_from([*LABELS, "no label"])), min_size=1, max_size=30))
 def test_accuracy_and_macro_f1_are_scikit_learns(pairs: list[tuple[str, str]]) -> None:
     references, predictions = [list(side) for side in zip(*pairs, strict=True)]

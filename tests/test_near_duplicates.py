@@ -165,7 +165,7 @@ TEXTS = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(TEXTS)
 def test_similarity_is_that_of_the_sets(texts: list[str]) -> None:
     spaced = [text.replace("我们", "我 们") for text in texts]  # of a script without spaces each character is a word

@@ -28,7 +28,7 @@ def bounds_of(units: Sequence[Sequence[str]]) -> list[int]:
     return np.cumsum([0, *map(len, units)]).tolist()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(TEXT, max_size=6), st.integers(1, 4))
 @example(["", " . ", "a b c", "A, b; c!", "ABC\nabc"], 3)
 @example(["我们 go", "我 们 go", "x_y x y", "İ i"], 2)

@@ -3,8 +3,7 @@
 import json
 import os
 import signal
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,10 @@ import torch
 from forked import Forked
 from hypothesis import given
 from hypothesis import strategies as st
-from processes import eventually, free_port, still_works
+from processes import end_group, eventually, free_port, still_works
 from rank_work import work
 from safetensors.torch import load_file
-from stage_runs import PRETRAIN, checkpoints, curve, environment_of, finish, workspace
+from stage_runs import PRETRAIN, checkpoints, environment_of, finish, running, workspace
 from tiny import config, hardware, read_json
 
 from lightning_modules.errors import PipelineError
@@ -27,7 +26,6 @@ from lightning_modules.parallel import require_possible
 from lightning_modules.tensor_parallel import Split
 from lightning_modules.trainer import build_trainer
 
-TESTS = Path(__file__).parent
 LLAMA = {
     "architecture": "decoder",
     "positions": "rotary",
@@ -56,40 +54,37 @@ Result = tuple[list[list[float]], dict[str, torch.Tensor]]
 
 
 def train(folder: Path, strategy: str = "auto", nodes: int = 1, **changes: Any) -> Result:
-    """A training of 8 steps; of one process in this one; on several nodes, each started by its own torchrun."""
+    """A training of 8 steps; of one process in this one; on two nodes in processes told what torchrun tells them."""
     plan = {"strategy": strategy, "devices": 1 if strategy == "auto" else 2, "num_nodes": nodes} | changes
     plan = {"steps": 8, "accumulate": 1, "ema_decay": 0.0, "model": {}, "listen": False} | plan
     folder.mkdir(exist_ok=True)
     if strategy == "auto":
         work(folder, plan)
         return result(folder)
-    port, log, processes = free_port(), folder / "log.txt", []
-    for number in range(2):
-        if nodes == 1:
-            told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(number)}
-            processes.append(Forked(folder, environment_of(told), log, work, folder, plan))
-        else:
-            program = [str(TESTS / "rank_work.py"), str(folder), json.dumps(plan)]
-            processes.append(launch(folder, [*torchrun(number, port, plan["devices"]), *program]))
-    assert [process.wait(timeout=300) for process in processes] == [0, 0], log.read_text()
+    port, log = str(free_port()), folder / "log.txt"
+    processes = [Forked(folder, environment_of(told), log, work, folder, plan) for told in launched(nodes, port)]
+    try:
+        assert {process.wait(timeout=300) for process in processes} == {0}, log.read_text()
+    finally:
+        for process in processes:
+            end_group(process.pid)
     return result(folder)
+
+
+def launched(nodes: int, port: str) -> list[dict[str, str]]:
+    """What each of two processes a node is told: on one node by Lightning, on several by torchrun."""
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    if nodes == 1:
+        return [address | {"LOCAL_RANK": str(rank)} for rank in range(2)]
+    address |= {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": str(2 * nodes), "LOCAL_WORLD_SIZE": "2"}
+    return [
+        address | {"RANK": str(rank), "GROUP_RANK": str(rank // 2), "LOCAL_RANK": str(rank % 2)}
+        for rank in range(2 * nodes)
+    ]
 
 
 def result(folder: Path) -> Result:
     return json.loads((folder / "losses.json").read_text()), load_file(folder / "weights.safetensors")
-
-
-def launch(folder: Path, command: list[str], **changes: str) -> "subprocess.Popen[bytes]":
-    with (folder / "log.txt").open("a") as log:
-        return subprocess.Popen(
-            command, cwd=folder, env=environment_of(changes), stdout=log, stderr=log, start_new_session=True
-        )
-
-
-def torchrun(node: int, port: int, devices: int) -> list[str]:
-    size = ["--nnodes", "2", "--node-rank", str(node), "--nproc-per-node", str(devices)]
-    address = ["--master-addr", "127.0.0.1", "--master-port", str(port)]
-    return [sys.executable, "-m", "torch.distributed.run", *size, *address]
 
 
 def assert_same(got: Result, expected: Result) -> None:
@@ -101,6 +96,20 @@ def assert_same(got: Result, expected: Result) -> None:
         if "bias" not in name:  # what a softmax does not see of them has nothing but rounding for a gradient
             difference = (got[1][name] - tensor).float().norm() / tensor.float().norm().clamp(min=1e-9)
             assert difference < 0.02, f"{name}: {difference}"
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Result]:
+    """What one process makes of some settings, the same for all tests."""
+    made: dict[str, Result] = {}
+
+    def make(**settings: Any) -> Result:
+        key = json.dumps(settings)
+        if key not in made:
+            made[key] = train(tmp_path_factory.mktemp("one") / "one", **settings)
+        return made[key]
+
+    return make
 
 
 @pytest.mark.parametrize(
@@ -116,9 +125,11 @@ def assert_same(got: Result, expected: Result) -> None:
         ("tensor_parallel", {"model": CHARACTERS}),
     ],
 )
-def test_two_processes_learn_what_one_does(tmp_path: Path, strategy: str, settings: dict[str, Any]) -> None:
+def test_two_processes_learn_what_one_does(
+    tmp_path: Path, alone: Callable[..., Result], strategy: str, settings: dict[str, Any]
+) -> None:
     """Ranks of `ddp` and `fsdp` read different numbers of target tokens; those that split a model read the same."""
-    assert_same(train(tmp_path / "two", strategy, **settings), train(tmp_path / "one", **settings))
+    assert_same(train(tmp_path / "two", strategy, **settings), alone(**settings))
 
 
 def test_logits_stay_where_they_are_made(tmp_path: Path) -> None:
@@ -134,8 +145,8 @@ def test_split_on_each_of_two_nodes_and_sharded_over_them(tmp_path: Path) -> Non
     assert_same(train(tmp_path / "four", "tensor_parallel", nodes=2), train(tmp_path / "one"))
 
 
-def test_a_checkpoint_is_whole_and_others_go_on_from_it(tmp_path: Path) -> None:
-    whole = train(tmp_path / "one", **AVERAGED)
+def test_a_checkpoint_is_whole_and_others_go_on_from_it(tmp_path: Path, alone: Callable[..., Result]) -> None:
+    whole = alone(**AVERAGED)
     rows: list[list[float]] = []
     # The seventh step is saved because it is the last.
     for steps, strategy in ((2, "fsdp"), (4, "tensor_parallel"), (6, "fsdp"), (7, "auto"), (8, "tensor_parallel")):
@@ -175,33 +186,17 @@ def slurm(task: int) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "slurm"])
-def test_a_stage_on_two_nodes_learns_what_it_does_on_one(tmp_path: Path, launcher: str) -> None:
-    one = workspace(tmp_path / "one", pretrain=SHORT)
-    two = workspace(tmp_path / "two", pretrain=SHORT | {"num_nodes": 2, "strategy": "ddp"})
-    finish(one, PRETRAIN)
-    port, job = free_port(), slurm(0)["SLURM_JOB_ID"]
-    processes = [
-        launch(two, [*torchrun(node, port, 1), "-m", *PRETRAIN])
-        if launcher == "torchrun"
-        else launch(two, [sys.executable, "-m", *PRETRAIN], **slurm(node) | {"SLURM_JOB_ID": job})
-        for node in range(2)
-    ]
-    assert [process.wait(timeout=300) for process in processes] == [0, 0], (two / "log.txt").read_text()
-    assert (two / "log.txt").read_text().count("MEMBER: 2/2") == 1
-    for rows in zip(*(curve(root / "models/pretrained") for root in (one, two)), strict=True):
-        for name in ("step", "train_loss", "validation_loss"):
-            assert bool(rows[0][name]) == bool(rows[1][name])
-            if rows[0][name]:
-                assert float(rows[1][name]) == pytest.approx(float(rows[0][name]), rel=1e-4)
-    assert list((two / ".pipeline/checkpoints").iterdir()) == []
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace in which one process has pre-trained."""
+    root = workspace(tmp_path_factory.mktemp("short") / "one", pretrain=SHORT)
+    finish(root, PRETRAIN)
+    return root
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "tensor_parallel"])
-def test_a_stage_leaves_the_whole_model(tmp_path: Path, strategy: str) -> None:
-    one = workspace(tmp_path / "one", pretrain=SHORT)
+def test_a_stage_leaves_the_whole_model(one: Path, tmp_path: Path, strategy: str) -> None:
     two = workspace(tmp_path / "two", pretrain=SHORT | {"devices": 2, "strategy": strategy})
-    finish(one, PRETRAIN)
     finish(two, PRETRAIN)
     told, weights = [], []
     for root in (one, two):
@@ -217,13 +212,16 @@ def test_a_stage_leaves_the_whole_model(tmp_path: Path, strategy: str) -> None:
 def test_no_process_waits_for_one_that_was_killed(tmp_path: Path, strategy: str, killed: int) -> None:
     settings = {"devices": 2, "strategy": strategy, "steps": 5000, "checkpoint_every": 5}
     root = workspace(tmp_path / "killed", pretrain=settings)
-    first = launch(root, [sys.executable, "-m", *PRETRAIN])
-    eventually(lambda: checkpoints(root) or first.poll() is not None, every=0.02)
-    ranks = [first.pid, *(child.pid for child in psutil.Process(first.pid).children())]
-    assert len(ranks) == 2, (root / "log.txt").read_text()
-    os.kill(ranks[killed], signal.SIGKILL)
-    eventually(lambda: not any(map(still_works, ranks)))
-    assert first.wait(timeout=10) != 0
+    with running(root, PRETRAIN) as first:
+        eventually(lambda: checkpoints(root) or first.poll() is not None, every=0.02)
+        ranks = [first.pid, *(child.pid for child in psutil.Process(first.pid).children())]
+        assert len(ranks) == 2, (root / "log.txt").read_text()
+        os.kill(ranks[killed], signal.SIGKILL)
+        try:
+            eventually(lambda: not any(map(still_works, ranks)))
+        finally:
+            end_group(first.pid)
+        assert first.wait(timeout=10) != 0
 
 
 @pytest.mark.parametrize(

@@ -157,13 +157,12 @@ def test_cancelling_the_flow_that_a_pipeline_is_a_part_of_ends_the_training(api:
     assert read_run(api, outer["id"])["state_type"] == "CANCELLED"
 
 
-@pytest.mark.parametrize("mode", ["crashes once", "hangs once"])
-def test_a_second_try_goes_on_from_the_checkpoint(api: str, tmp_path: Path, mode: str) -> None:
-    """The first is ended by an error, or with its children by its time-out."""
-    project = make_project(tmp_path, mode)
+def test_a_second_try_goes_on_from_the_checkpoint(api: str, tmp_path: Path) -> None:
+    """The first is ended, with its children, by a time-out that is long enough for the second."""
+    project = make_project(tmp_path, "hangs once")
     plan = (project / "dvc.yaml").read_text()
     (project / "dvc.yaml").write_text(
-        plan.replace("retries: 1, timeout_minutes: 5", "retries: 1, timeout_minutes: 0.1")
+        plan.replace("retries: 1, timeout_minutes: 5", "retries: 1, timeout_minutes: 0.2")
     )
     status, output = run_flows(project, "--targets", TRANSLATION, PREFECT_API_URL=api)
     assert status == 0, output
@@ -171,24 +170,9 @@ def test_a_second_try_goes_on_from_the_checkpoint(api: str, tmp_path: Path, mode
     task = task_runs(api, last_run(api))[TRANSLATION]
     assert (task["state_name"], task["run_count"]) == ("Ran", 2)
     log = log_of(api, task_run_id=task["id"])
-    if mode == "crashes once":
-        assert "goes on from step 7" in log
-    else:
-        assert "goes on from saved" in log
-        assert "took longer than its 0.1 minutes (meta.timeout_minutes in dvc.yaml)" in log
-        assert not any(still_works(int(pid)) for pid in (project / "pids").read_text().split())
-
-
-def test_a_stage_that_another_ends_is_tried_again_and_goes_on_from_its_checkpoint(api: str, tmp_path: Path) -> None:
-    project = make_project(tmp_path, "hangs once")
-    process = start_flows(project, "--targets", TRANSLATION, PREFECT_API_URL=api)
-    eventually((project / "pids").exists)
-    os.kill(int((project / "pids").read_text().split()[0]), signal.SIGTERM)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    task = task_runs(api, last_run(api))[TRANSLATION]
-    assert (task["state_name"], task["run_count"]) == ("Ran", 2)
-    assert "goes on from saved" in log_of(api, task_run_id=task["id"])
+    assert "goes on from saved" in log
+    assert "took longer than its 0.2 minutes (meta.timeout_minutes in dvc.yaml)" in log
+    assert not any(still_works(int(pid)) for pid in (project / "pids").read_text().split())
 
 
 def test_a_run_that_was_killed_is_called_so_by_the_next(api: str, tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ LINES = st.one_of(
     st.sampled_from(["line", "paragraph", "file"]),
     st.integers(4, 40),
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_long_documents_come_in_parts_that_hold_all_of_it(
     tmp_path: Path, lines: list[tuple[bytes, bytes]], ended: bool, split: str, most: int
 ) -> None:

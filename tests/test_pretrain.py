@@ -81,19 +81,20 @@ def test_what_is_shown_of_an_encoder_are_its_best_guesses_at_what_is_hidden(tmp_
     assert [len(row) for row in hidden] == [6] * FIRST  # 20 % of 32 tokens
 
 
-STEPS = 40
 SHORT = {"warmup_steps": 5, "checkpoint_every": 20, "validate_every": 10}
 TASK = "question_answering"
-SHAPES: dict[str, tuple[dict[str, Any], Any]] = {
-    "encoder": ({"preset": "small-encoder"}, "masked_lm"),
-    "decoder": ({"preset": "small-decoder"}, "causal_lm"),
+SHAPES: dict[str, tuple[dict[str, Any], Any, int]] = {  # with the steps of each training
+    "encoder": ({"preset": "small-encoder"}, "masked_lm", 40),
+    "decoder": ({"preset": "small-decoder"}, "causal_lm", 40),
     "prefix decoder": (
         {"preset": "small-decoder", "bidirectional_prefix": True, "positions": "learned"},
         {"prefix_lm": 2, "denoising": 1},
+        40,
     ),
     "encoder-decoder of characters": (
         {"embeddings": "characters", "tied_output": False},
         {"denoising": 1, "span_corruption": 1},
+        16,
     ),
 }
 
@@ -112,7 +113,7 @@ def here(root: Path, monkeypatch: pytest.MonkeyPatch, model: dict[str, Any], obj
 def test_an_architecture_is_pre_trained_then_fine_tuned_and_answers(
     shape: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here(tmp_path / "run", monkeypatch, *SHAPES[shape], STEPS)
+    here(tmp_path / "run", monkeypatch, *SHAPES[shape])
     params = load_params()
     pretrain(params)
     pretrained = load_model(Path("models/pretrained"))
@@ -126,7 +127,7 @@ def test_an_architecture_is_pre_trained_then_fine_tuned_and_answers(
         finetuned = load_model(folder)
         assert type(finetuned) is (SpanReader if shape == "encoder" else type(pretrained))
         curve = (folder / "curve.csv").read_text().splitlines()
-        assert len(curve) > STEPS / 2
+        assert len(curve) > SHAPES[shape][2] / 2
         assert read_json(folder / "training.json")["validation_loss"] < float(curve[1].split(",")[1])
         answers = TextToText.load(folder).generate(sentences()[300:310])
         assert len(answers) == 10

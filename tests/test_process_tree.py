@@ -1,9 +1,10 @@
 import os
 import sys
-import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from processes import still_works
+import pytest
+from processes import eventually, still_works
 
 from flows.process_tree import ProcessTree
 
@@ -14,12 +15,25 @@ print(child.pid, flush=True)
 """
 
 
-def start(tmp_path: Path, code: str) -> ProcessTree:
-    return ProcessTree([sys.executable, "-c", code], tmp_path, os.environ)
+Start = Callable[[str], ProcessTree]
 
 
-def test_an_orphan_in_a_session_of_its_own_is_found_and_killed(tmp_path: Path) -> None:
-    tree = start(tmp_path, ORPHAN)
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts a tree of a Python process; what is left of it at the end is killed."""
+    trees: list[ProcessTree] = []
+
+    def make(code: str) -> ProcessTree:
+        trees.append(ProcessTree([sys.executable, "-c", code], tmp_path, os.environ))
+        return trees[-1]
+
+    yield make
+    for tree in trees:
+        tree.kill()
+
+
+def test_an_orphan_in_a_session_of_its_own_is_found_and_killed(start: Start) -> None:
+    tree = start(ORPHAN)
     assert tree.leader.stdout is not None
     orphan = int(tree.leader.stdout.readline())
     tree.leader.wait()
@@ -29,22 +43,17 @@ def test_an_orphan_in_a_session_of_its_own_is_found_and_killed(tmp_path: Path) -
     assert not still_works(orphan)
 
 
-def test_the_leaders_exit_status_survives_the_kill(tmp_path: Path) -> None:
-    tree = start(tmp_path, "import time; time.sleep(600)")
+def test_the_leaders_exit_status_survives_the_kill(start: Start) -> None:
+    tree = start("import time; time.sleep(600)")
     tree.kill()
     assert tree.leader.wait() == -9
 
 
-def test_terminate_spares_the_leader_and_signals_each_once(tmp_path: Path) -> None:
-    tree = start(tmp_path, "import subprocess, time; subprocess.run(['sleep', '600']); time.sleep(600)")
-    deadline = time.monotonic() + 30
-    while len(tree.members()) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+def test_terminate_spares_the_leader_and_signals_each_once(start: Start) -> None:
+    tree = start("import subprocess, time; subprocess.run(['sleep', '600']); time.sleep(600)")
+    eventually(lambda: len(tree.members()) > 1)
     assert tree.terminate(spare_leader=True)
-    while len(tree.members()) > 1:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    eventually(lambda: len(tree.members()) == 1)
     assert [member.pid for member in tree.members()] == [tree.leader.pid]
     tree.terminate(spare_leader=False)
     assert tree.leader.wait(timeout=30) == -15

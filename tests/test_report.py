@@ -28,7 +28,7 @@ from stages.model_card import model_card
 from stages.params import load_params
 from stages.report import gather, metrics
 from stages.report_costs import costs
-from stages.report_page import page
+from stages.report_page import Results, page
 from stages.report_plots import attention_svg
 from stages.report_table import HEADER, comparison_table, table_text
 from stages.tasks import TASKS
@@ -163,6 +163,17 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def results(written: Path) -> Results:
+    """Gathered for all who change nothing."""
+    return gather(written)
+
+
+@pytest.fixture(scope="module")
+def html(results: Results) -> str:
+    return page(results)
+
+
 @pytest.fixture
 def root(written: Path, tmp_path: Path) -> Path:
     """A copy of the results, to change at will."""
@@ -170,8 +181,8 @@ def root(written: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_table_holds_every_metric_with_the_primary_first(root: Path) -> None:
-    rows = comparison_table(root / "reports", TASKS)
+def test_the_table_holds_every_metric_with_the_primary_first(written: Path) -> None:
+    rows = comparison_table(written / "reports", TASKS)
     assert len(rows) == sum(len(task.metrics) for task in TASKS.values())
     firsts = {row.task: row for row in reversed(rows)}
     assert all(firsts[name].metric == task.primary for name, task in TASKS.items())
@@ -203,9 +214,7 @@ class Tags(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_is_whole_and_quotes_the_data_as_text(root: Path) -> None:
-    results = gather(root)
-    html = page(results)
+def test_the_page_is_whole_and_quotes_the_data_as_text(written: Path, results: Results, html: str) -> None:
     tags = Tags()
     tags.feed(html)
     assert tags.open == []
@@ -236,20 +245,19 @@ def test_the_page_is_whole_and_quotes_the_data_as_text(root: Path) -> None:
         "p = 0.010",
     ):
         assert shown in html
-    assert str(root) not in html
+    assert str(written) not in html
     assert str(REPOSITORY) not in html
 
 
-def test_what_it_was_made_from_stands_in_the_page_and_in_every_card(root: Path) -> None:
-    results = gather(root)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
+def test_what_it_was_made_from_stands_in_the_page_and_in_every_card(written: Path, results: Results, html: str) -> None:
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=written, capture_output=True, text=True, check=True)
     tokenizer = hashlib.sha256(b"{}").hexdigest()
     others = [name for name in results.training if name != "pretrained"]
     assert len(others) == 2 * len(TASKS)
     lineage = dict(results.lineage)
     for name, value in (
         ("code (git commit)", commit.stdout.strip()),
-        ("params.yaml (SHA-256)", hashlib.sha256((root / "params.yaml").read_bytes()).hexdigest()),
+        ("params.yaml (SHA-256)", hashlib.sha256((written / "params.yaml").read_bytes()).hexdigest()),
         ("data/tokenizer/tokenizer.json (SHA-256)", tokenizer),
         ("data/prepared (MD5 in DVC)", MD5),
         ("data/raw/botocore (MD5 in DVC)", MD5),
@@ -257,30 +265,28 @@ def test_what_it_was_made_from_stands_in_the_page_and_in_every_card(root: Path) 
         (f"trained on {CPU}", ", ".join(others)),
     ):
         assert lineage[name] == value
-        assert f"<td>{name}</td><td><code>{value}</code></td>" in page(results)
+        assert f"<td>{name}</td><td><code>{value}</code></td>" in html
         assert f"| {name} | `{value}` |" in model_card("translation", results)
     assert lineage["this page made on"]
 
 
-def test_params_are_in_the_page_whole_but_for_passwords(root: Path) -> None:
-    html = page(gather(root))
+def test_params_are_in_the_page_whole_but_for_passwords(written: Path, html: str) -> None:
     [shown] = re.findall(r"<details><summary>params.yaml</summary><pre>(.*?)</pre></details>", html, re.S)
-    written = (root / "params.yaml").read_text()
-    assert "geheim" in written
-    assert unescape(shown) == written.replace("me:geheim@", "").replace("token=geheim", "token=***")
+    ours = (written / "params.yaml").read_text()
+    assert "geheim" in ours
+    assert unescape(shown) == ours.replace("me:geheim@", "").replace("token=geheim", "token=***")
 
 
-def test_what_a_run_with_other_tasks_has_left_is_no_part_of_it(root: Path) -> None:
-    whole = gather(root)
+def test_what_a_run_with_other_tasks_has_left_is_no_part_of_it(root: Path, results: Results) -> None:
     shutil.copytree(root / "reports" / "tasks" / "translation", root / "reports" / "tasks" / "gone")
     measured = json.loads((root / "reports" / "tasks" / "gone" / "metrics.json").read_text())
     (root / "reports" / "tasks" / "gone" / "metrics.json").write_text(json.dumps(measured | {"task": "gone"}))
     for name in ("gone", "gone-scratch"):
         shutil.copytree(root / "models" / "translation", root / "models" / name)
-    results = gather(root)
-    assert dict(results.lineage).keys() == dict(whole.lineage).keys()
-    assert results == whole
-    assert "gone" not in page(results)
+    gathered = gather(root)
+    assert dict(gathered.lineage).keys() == dict(results.lineage).keys()
+    assert gathered == results
+    assert "gone" not in page(gathered)
 
 
 def test_the_page_links_the_runs_that_it_comes_from(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,9 +303,8 @@ def test_the_page_links_the_runs_that_it_comes_from(root: Path, monkeypatch: pyt
     ]
 
 
-def test_what_was_dropped_and_why(root: Path) -> None:
+def test_what_was_dropped_and_why(html: str) -> None:
     """Every filter that dropped something is named with its number and its share, and what was not is not."""
-    html = page(gather(root))
     rows = [re.sub("<[^>]*>", "|", row) for row in re.findall("<tr.*?</tr>", html)]
     about = [re.sub(r"\|+", "|", row).strip("|") for row in rows if "gopher stop words" in row]
     where = ["pretraining|botocore", "pretraining|&lt;b&gt;mine&lt;/b&gt;", "translation|homeassistant"]
@@ -313,8 +318,8 @@ def test_what_was_dropped_and_why(root: Path) -> None:
     assert "&lt;i&gt;none&lt;/i&gt;" in details
 
 
-def test_numbers_for_dvc_metrics_show(root: Path) -> None:
-    table = metrics(gather(root))
+def test_numbers_for_dvc_metrics_show(results: Results) -> None:
+    table = metrics(results)
     chrf = table["translation"]["chrf"]
     assert chrf["gain"] == pytest.approx(chrf["pretrained"] - chrf["scratch"], abs=1e-3)
     assert chrf["gain_low"] <= chrf["gain"] <= chrf["gain_high"]
@@ -340,7 +345,7 @@ def test_what_is_missing_or_broken_is_one_line(written: Path, tmp_path: Path) ->
         gather(tmp_path)
 
 
-def test_the_stage_writes_all_files_and_prints_the_table(root: Path) -> None:
+def test_the_stage_writes_all_files_and_prints_the_table(root: Path, results: Results) -> None:
     command = [sys.executable, "-m", "stages.report"]
     environment = {"PYTHONPATH": str(REPOSITORY), "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}  # nobody there
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True)
@@ -354,14 +359,13 @@ def test_the_stage_writes_all_files_and_prints_the_table(root: Path) -> None:
     assert (root / "reports" / "report.html").read_text().startswith("<!doctype html>")
     assert {path.stem for path in (root / "reports" / "model_cards").glob("*.md")} == set(TASKS)
     plots = {path.stem: path.read_text() for path in (root / "reports" / "plots").glob("*.svg")}
-    assert plots == gather(root).pictures
+    assert plots == results.pictures
     for picture in plots.values():
         ElementTree.fromstring(picture)
     assert "warning: MLflow at http://127.0.0.1:9 does not answer" in done.stderr
 
 
-def test_estimates_stand_beside_what_it_took(root: Path) -> None:
-    results = gather(root)
+def test_estimates_stand_beside_what_it_took(results: Results, html: str) -> None:
     planned = {one.name: one for one in trainings(load_params(SMALL))}
     for name, training, share in (
         ("pretrained", planned["pretrain"], CPU_HALF_SHARE),
@@ -372,14 +376,13 @@ def test_estimates_stand_beside_what_it_took(root: Path) -> None:
         assert seconds.estimated == pytest.approx(flops.estimated / 2e11 / share)
         assert (flops.taken, seconds.taken, memory.taken) == (5e12, 71.5, 9e8)
         assert memory.estimated > 16 * sum(parameters(training.config).values())  # weights, gradients, two averages
-    html = page(results)
     assert "taken / estimated" in html
     assert f">{5e12 / flops.estimated:.2f}<" in html
 
 
-def test_all_devices_of_a_training_are_counted_once(root: Path) -> None:
+def test_all_devices_of_a_training_are_counted_once(results: Results) -> None:
     """training.json has those of all machines, or the processes of one CPU."""
-    params, facts = load_params(SMALL), gather(root).training["pretrained"]
+    params, facts = load_params(SMALL), results.training["pretrained"]
     two = params.model_copy(update={"pretrain": params.pretrain.model_copy(update={"num_nodes": 2})})
     for on_gpu in (True, False):
         taken = facts | {"devices": 16, "on_gpu": on_gpu}

@@ -49,7 +49,7 @@ def test_killed_now_and_then_a_rolled_back_training_ends_the_same(spoilt: set[in
     expected = roll(plan, tmp_path / "whole", moments := Moments())
     found = spikes(tmp_path / "whole")
     assert spoilt <= {number for spike in found for number in spike.batches}
-    for at in range(1, moments.passed + 1, 5):
+    for at in range(1, moments.passed + 1, 7):
         folder = tmp_path / f"killed-{at}"
         with pytest.raises(Killed):
             roll(plan, folder, Moments(at, raise_killed))

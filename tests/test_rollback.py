@@ -113,7 +113,7 @@ def test_it_waits_for_a_registration_that_is_at_work(root: Path) -> None:
         def set_alias(self, alias: str, number: str) -> None:
             super().set_alias(alias, number)
             half_way.set()
-            over.wait(5)  # a rollback that does not wait for it is over by then
+            over.wait(2)  # a rollback that does not wait for it is over by then
 
     def register() -> None:
         registry = Slow(client(root), MODEL)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from lightning_modules.search.topk import top
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6), st.integers(1, 700), st.integers(1, 12), st.booleans())
 def test_the_greatest_are_found_among_blocks(seed: int, size: int, count: int, equals: bool) -> None:
     count = min(count, size)
