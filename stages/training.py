@@ -114,15 +114,27 @@ def run_training(
                     raise
                 raise PipelineError(f"{job.name}: the other processes are gone: the first one says why") from error
         return
-    from stages.tracking import stage_run
-
     tokenizer = sha256(job.tokenizer_file)
     for meta in job.tokens.rglob("meta.json"):
         TokenStore(meta.parent).require_tokenizer(tokenizer)
-    tracked = stage_run(
+    with job.alone():
+        _train_and_write(job, model, train, validation, sample, usage)
+        _forget(job.checkpoints)
+
+
+def _train_and_write(
+    job: Job,
+    model: Model,
+    train: Batches,
+    validation: Batches,
+    sample: Callable[[], str],
+    usage: Callable[[], dict[str, Any]],
+) -> None:
+    from stages.tracking import stage_run
+
+    with stage_run(
         job.name, params=job.settings, inputs=job.inputs, resume_from=job.checkpoints, system_metrics=True
-    )
-    with job.alone(), tracked as run:
+    ) as run:
         telling, checkpoints, resumed_from = fit(job, model, train, validation, log=run.log_metrics)
         model.load_state_dict(_best_weights(job.checkpoints))
         training = _told(job, model, telling, checkpoints) | {"resumed_from": resumed_from, "mlflow_run_id": run.run_id}
@@ -135,7 +147,6 @@ def run_training(
         model.eval()
         run.log_text(sample(), "samples.txt")
         run.log_artifact(job.output / "curve.csv")
-    _forget(job.checkpoints)
 
 
 def _told(job: Job, model: Model, telling: Telling, checkpoints: Checkpoints) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lightning_modules.errors import PipelineError
 from lightning_modules.model_folder import Model
@@ -62,30 +62,34 @@ class Job:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Nobody else trains into the same folder while the block lasts.
+        """No other process trains for this stage, here, while the block lasts.
 
-        Raises PipelineError where another process does, as one may whose `dvc repro` alone was killed: the two would
-        delete each other's files.
+        Raises PipelineError where one does, as it may whose `dvc repro` alone was killed: the two would delete each
+        other's files.
         """
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        with (self.checkpoints / "lock").open("a+") as lock:
+        CHECKPOINTS.mkdir(parents=True, exist_ok=True)
+        with (CHECKPOINTS / f"{self.name}.lock").open("a+") as lock:
             until = time.monotonic() + PATIENCE
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > until:
-                        lock.seek(0)
-                        raise PipelineError(
-                            f"{self.name} is being trained by process {lock.read() or '?'} already: wait for it, or "
-                            "stop it (kill -TERM saves a checkpoint)"
-                        ) from None
-                    time.sleep(0.1)
+            while not _locked(lock):
+                if time.monotonic() > until:
+                    lock.seek(0)
+                    raise PipelineError(
+                        f"{self.name} is being trained by process {lock.read() or '?'} already: wait for it, or end "
+                        "it (SIGTERM saves a checkpoint)"
+                    )
+                time.sleep(0.1)
             lock.truncate(0)
             lock.write(str(os.getpid()))
             lock.flush()
             yield
+
+
+def _locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _fingerprint(settings: dict[str, Any], inputs: list[Path]) -> str:

@@ -72,7 +72,7 @@ def test_only_one_process_trains_the_same_at_a_time(
     told = re.escape(f"pretrain is being trained by process {holder.pid} already")
     with pytest.raises(PipelineError, match=told), job.alone():
         pass
-    with job_of(tmp_path / "tokens", learning_rate=1.0).alone():
+    with replace(job, name="finetune@translation").alone():
         pass
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
