@@ -156,6 +156,7 @@ def test_what_a_server_answers_500_to_reaches_the_next_one_in_order_and_once(
             servers.enter_context(server(study, port))
             for step, value in values[200:]:
                 run.log_metrics({"loss": value}, step=step)
+        assert flush() == 0  # where the end came within RETRY_AFTER of the last refusal
         made = runs(uri)["pretrain"]
         assert made.info.status == "FINISHED"
         assert history(uri, made.info.run_id, "loss") == values
