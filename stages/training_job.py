@@ -67,8 +67,9 @@ class Job:
         Raises PipelineError where one does, as it may whose `dvc repro` alone was killed: the two would delete each
         other's files.
         """
-        CHECKPOINTS.mkdir(parents=True, exist_ok=True)
-        with (CHECKPOINTS / f"{self.name}.lock").open("a+") as lock:
+        state = CHECKPOINTS.parent
+        state.mkdir(exist_ok=True)
+        with (state / f"{self.name}.lock").open("a+") as lock:
             until = time.monotonic() + PATIENCE
             while not _locked(lock):
                 if time.monotonic() > until:
