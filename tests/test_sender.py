@@ -200,6 +200,8 @@ def test_a_server_that_hangs_slows_no_stage_and_bounds_its_end(study: Path) -> N
             "PYTHONPATH": str(REPOSITORY),
             "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{hangs.getsockname()[1]}",
         }
+        for patience in ("MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"):
+            environment.pop(patience, None)  # which a test that registers models, in this process, has set to minutes
         command = [sys.executable, "-c", textwrap.dedent(script)]
         done = subprocess.run(command, cwd=study, env=environment, capture_output=True, text=True, check=True)
     begun, worked, ended = map(float, done.stdout.split())
