@@ -14,6 +14,7 @@ import psutil
 MARK = "PIPELINE_PROCESS_TREE"  # in the environment of every member: descendants inherit it, wherever they go
 WORKSPACE = "PIPELINE_PROCESS_FOLDER"  # likewise, the folder that the tree works in
 KILL_ROUNDS = 5  # of up to two seconds: what hangs in a system call dies only when that returns
+EXECUTED_SECONDS = 1.0  # a program has its environment within a millisecond of its start, on a busy machine later
 
 
 class ProcessTree:
@@ -80,7 +81,22 @@ class ProcessTree:
     def _owns(self, process: psutil.Process) -> bool:
         if os.getsid(process.pid) == self.leader.pid:
             return True
-        return process.environ().get(MARK) == self._mark
+        return environment(process).get(MARK) == self._mark
+
+
+def environment(process: psutil.Process) -> dict[str, str]:
+    """What `process` was started with.
+
+    Linux shows neither environment nor arguments while a program is being executed, which `Popen` does not wait for:
+    such a process is asked again. A kernel's thread has no program; one that was given no environment has arguments.
+    Raises psutil.Error for a process that has ended, and for one that may not be read.
+    """
+    deadline = time.monotonic() + EXECUTED_SECONDS
+    while not (found := process.environ()) and process.exe() and not process.cmdline():
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.001)
+    return found
 
 
 def end_survivors(folder: Path, grace_seconds: float) -> int:
@@ -111,6 +127,6 @@ def _survivors(folder: Path) -> list[psutil.Process]:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             alive = process.pid not in spared and process.status() != psutil.STATUS_ZOMBIE
-            if alive and process.environ().get(WORKSPACE) == name:
+            if alive and environment(process).get(WORKSPACE) == name:
                 found.append(process)
     return found
