@@ -48,15 +48,17 @@ def test_an_orphan_in_a_session_of_its_own_is_found_and_killed(start: Start) -> 
 def test_a_process_has_its_environment_from_its_first_moment() -> None:
     for number in range(300):  # of a hundred, one to three are met while the kernel still sets them up
         with subprocess.Popen(["sleep", "600"], env={**os.environ, "NUMBER": str(number)}) as child:
-            assert environment(psutil.Process(child.pid)).get("NUMBER") == str(number)
+            found = environment(psutil.Process(child.pid))
             child.kill()
+            assert found.get("NUMBER") == str(number)
 
 
 def test_one_that_was_given_no_environment_has_none() -> None:
     with subprocess.Popen(["sleep", "600"], env={}) as bare:
         eventually(lambda: psutil.Process(bare.pid).cmdline() == ["sleep", "600"])
-        assert environment(psutil.Process(bare.pid)) == {}
+        found = environment(psutil.Process(bare.pid))
         bare.kill()
+        assert found == {}
 
 
 def test_the_leaders_exit_status_survives_the_kill(start: Start) -> None:
