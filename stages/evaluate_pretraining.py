@@ -2,7 +2,8 @@
 
 Reads data/tokens/pretraining/test, which no training saw and no weights were chosen by, and models/pretrained. With
 causal language modelling the numbers are those of the text; with other objectives of what was hidden, which compares
-tokenizers and sizes but not objectives. Takes some seconds: at most 32 batches, forward only.
+tokenizers and sizes but not objectives. Takes some seconds: at most 32 batches, forward only,
+smaller ones than the training's where the text is short.
 """
 
 import argparse
@@ -43,9 +44,10 @@ def evaluate_pretraining(params: Params) -> dict[str, Any]:
     from lightning_modules.token_store import TokenStore
 
     section, store, found = params.pretrain, TokenStore(TOKENS), {"objective": params.pretrain.objective}
-    rows = min(section.batch_size, store.joined_length // section.sequence_length)
-    if not section.steps or not rows:
+    full = store.joined_length // section.sequence_length
+    if not section.steps or not full:
         return found
+    rows = min(section.batch_size, max(1, full // BATCHES))  # the fewer units, the less the intervals say
     torch.set_num_threads(params.evaluate.threads)
     model = load_model(MODEL).eval()
     hide = {name: getattr(section, name) for name in ("corruption_rate", "mean_span_length", "whole_words")}

@@ -41,7 +41,9 @@ def test_a_decoder_is_measured_on_the_text_itself(tmp_path: Path, monkeypatch: p
     objective = make_objective(
         {"causal_lm": 1.0}, corruption_rate=0.15, mean_span_length=3.0, whole_words=False, tokenizer=tokenizer()
     )
-    rows = TextRows(store, ours.config, objective, 32, 8, found["batches"], params.seed, "joined")
+    full = store.joined_length // 32
+    assert found["batches"] == min(full, 32) > params.pretrain.batch_size  # of one row, not as large as a training's
+    rows = TextRows(store, ours.config, objective, 32, 1, found["batches"], params.seed, "joined")
     nats, count = 0.0, 0
     with torch.no_grad():
         for batch in rows.validation_batches(0, 1):
