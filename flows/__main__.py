@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(root: Path, targets: list[str] | None, overrides: dict[str, Any], console: Console) -> int:
-    with workspace(root, overrides, on_wait=console.print), console.status("asking DVC what has changed"):
+    with workspace(root, overrides, tell=console.print), console.status("asking DVC what has changed"):
         plan = read_plan(root, targets)
     if not plan.stale:
         for name in plan.stages:

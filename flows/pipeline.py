@@ -112,7 +112,7 @@ def pipeline(targets: list[str] | None = None, overrides: dict[str, Any] | None 
     key = f"prefect-{runtime.flow_run.id}"
     environment = {"PIPELINE_RUN": key, "PIPELINE_FLOW_URL": runtime.flow_run.ui_url or ""}
     try:
-        with workspace(root, overrides, on_wait=log.warning) as lock:
+        with workspace(root, overrides, tell=log.warning) as lock:
             _mark_killed_run(root)
             runner = StageRunner(root, environment, keep_open=(lock,))
             watcher = StatusWriter(root, listener.get(), runtime.flow_run.ui_url or "")

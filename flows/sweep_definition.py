@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from flows.workspace import overridden
+from flows.overrides import overridden
 from lightning_modules.errors import PipelineError
 from stages.outputs import whole_file
 from stages.params import load_params

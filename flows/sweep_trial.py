@@ -99,7 +99,7 @@ class TrialRunner:
         folder, steps, done = (self._place.copy.with_name(name) for name in ("preparation", "first.json", "prepared"))
         if not done.exists():
             if not self._place.copy.is_dir():
-                with workspace(self._place.root, on_wait=on_line):
+                with workspace(self._place.root, tell=on_line):
                     read_first_steps(self._place.root, self._sweep.stage, list(self._sweep.fixed)).save(steps)
                     shutil.rmtree(folder, ignore_errors=True)
                     take_copy(self._place.root, self._place.copy, self._sweep.fixed)

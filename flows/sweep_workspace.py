@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.graph import Plan, Stage, read_outputs, read_plan
+from flows.overrides import overridden
 from flows.process_tree import end_survivors
 from flows.run_stage import STOP_GRACE_SECONDS, child_environment
-from flows.workspace import overridden
 from lightning_modules.errors import PipelineError
 from stages.outputs import whole_directory, whole_file
 from stages.session import TAKE_WAIT

@@ -121,7 +121,7 @@ def _drift(root: Path, overrides: dict[str, Any], *arguments: str) -> None:
         if progress is None or thinner.passes(progress):
             log.info(line)
 
-    with workspace(root, overrides, on_wait=log.warning) as lock, get_client(sync_client=True) as client:
+    with workspace(root, overrides, tell=log.warning) as lock, get_client(sync_client=True) as client:
         tree = ProcessTree(command, root, environment, (lock,))
         output, asked = StageLog("drift", hear), time.monotonic()
         try:

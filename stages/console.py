@@ -6,6 +6,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from tqdm import tqdm
@@ -15,6 +16,8 @@ from stages.stage_log import heard
 
 EXIT_WRONG_INPUT = 1
 EXIT_STOPPED = 128 + signal.SIGTERM  # what a shell shows for a process ended by SIGTERM
+# The texts of params.yaml before and during a run that has values of its own; there until it has ended.
+BEFORE_OVERRIDES, WITH_OVERRIDES = Path(".pipeline/params.before.yaml"), Path(".pipeline/params.during.yaml")
 
 
 def progress(
@@ -46,6 +49,7 @@ def run_stage(main: Callable[[argparse.Namespace], Any], parser: argparse.Argume
     show_traceback = arguments.traceback or bool(os.environ.get("PIPELINE_TRACEBACK"))
     with heard():
         try:
+            _refuse_overrides()
             main(arguments)
         except PipelineError as error:
             if show_traceback:
@@ -56,3 +60,14 @@ def run_stage(main: Callable[[argparse.Namespace], Any], parser: argparse.Argume
             print(f"stopped: {str(stop) or 'interrupted'}", file=sys.stderr)
             sys.exit(EXIT_STOPPED)
     sys.exit(0)
+
+
+def _refuse_overrides() -> None:
+    """DVC by itself would take the values of a run that was killed, or is at work, for those of params.yaml."""
+    if "DVC_STAGE" not in os.environ or "PIPELINE_RUN" in os.environ or not WITH_OVERRIDES.is_file():
+        return
+    if WITH_OVERRIDES.read_bytes() == Path("params.yaml").read_bytes():
+        raise PipelineError(
+            "params.yaml has other values for the time of one run. Where that run is at work, wait for its end; where "
+            f"it was killed, put back what was there: mv {BEFORE_OVERRIDES} params.yaml (the next `make demo` does it)"
+        )

@@ -76,15 +76,16 @@ class RangeTest:
 
     def finding(self) -> Finding:
         """Raises PipelineError where the loss never fell."""
+        lowest = int(np.argmin([point.smooth for point in self.points])) if self.points else 0
         # The slope of a line through the losses of a tenfold rise: those of single steps differ more by their batches.
-        losses = np.array([point.loss for point in self.points])
+        # Not of a rise whose middle is beyond the lowest loss: what falls there comes down from a spike.
+        losses = np.array([point.loss for point in self.points[: lowest + WINDOW // 2 + 1]])
         windows_NW = sliding_window_view(losses, WINDOW) if len(losses) >= WINDOW else np.empty((0, WINDOW))
         slopes_N = windows_NW @ (np.arange(WINDOW) - (WINDOW - 1) / 2)
         if not len(slopes_N) or slopes_N.min() >= 0:
             raise PipelineError("the loss fell at no learning rate: python -m stages.overfit tells whether it can")
         steepest = self.points[int(slopes_N.argmin()) + WINDOW // 2]
-        lowest = min(self.points, key=lambda point: point.smooth)
-        return Finding(steepest.rate, (self.diverged or lowest.rate) / 10, self.diverged)
+        return Finding(steepest.rate, (self.diverged or self.points[lowest].rate) / 10, self.diverged)
 
 
 def find_learning_rate(params: Params, name: str) -> None:

@@ -89,7 +89,7 @@ def read_params_file(path: Path) -> ParamsFile:
     except (OSError, UnicodeDecodeError) as error:
         raise PipelineError(f"{path} cannot be read: {error}") from None
     except YAMLError as error:
-        raise PipelineError(_syntax_problem(path, error)) from None
+        raise PipelineError(syntax_problem(path, error)) from None
     if tree is None:
         raise PipelineError(f"{path}:1: the file is empty: restore it")
     if not isinstance(tree, CommentedMap):
@@ -97,7 +97,8 @@ def read_params_file(path: Path) -> ParamsFile:
     return ParamsFile(path, tree, _plain(tree))
 
 
-def _syntax_problem(path: Path, error: YAMLError) -> str:
+def syntax_problem(path: Path, error: YAMLError) -> str:
+    """What is to be said of a file that is not YAML: the line, the problem, what to do."""
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     line = f":{mark.line + 1}" if mark else ""
     problem = str(error.problem) if isinstance(error, MarkedYAMLError) and error.problem else str(error).split("\n")[0]

@@ -13,7 +13,7 @@ import tiny
 from repository_copy import ROOT, copy_of_repository, end_all_in, shell
 from two_hands import GPT2
 
-from flows.workspace import overridden
+from flows.overrides import overridden
 from lightning_modules.interop.huggingface import to_hugging_face
 from lightning_modules.model_folder import load_model, read_config
 

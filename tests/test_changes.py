@@ -14,7 +14,8 @@ import pytest
 from stage_runs import set_params
 
 from flows.changes import QUIET_SECONDS, Changes, look_at_sources
-from flows.workspace import WorkspaceHeld, overridden, workspace
+from flows.overrides import overridden
+from flows.workspace import WorkspaceHeld, workspace
 
 DVC_YAML = """
 stages:

@@ -27,7 +27,7 @@ from ruamel.yaml import YAML
 from tiny import read_json
 
 from flows.graph import read_plan
-from flows.workspace import overridden
+from flows.overrides import overridden
 
 STEPS = 600  # of pre-training, which is killed after the first 100
 TINY = {

@@ -43,6 +43,19 @@ def test_of_a_parabola_it_finds_the_rate_that_diverges_and_suggests_lower_ones(c
     assert min(found.steepest, found.tenth) <= found.rate < highest
 
 
+def test_a_fall_from_a_spike_beyond_the_lowest_loss_is_no_suggestion() -> None:
+    test = RangeTest()
+    for step in range(1, STEPS + 1):
+        rate = test.rate(step)
+        loss = 4.0 - 1.5 * min(rate / 1e-2, 1.0)  # falls until 1e-2
+        if rate > 2e-2:
+            loss = 7.0 if rate < 6e-2 else 4.0  # leaps, and comes back to where it began
+        assert not test.enough(step, loss)
+    found = test.finding()
+    assert 1e-3 < found.steepest <= 1e-2
+    assert 1e-3 <= found.tenth < 2e-3  # the smoothed loss is late by some steps
+
+
 def test_what_never_falls_suggests_nothing() -> None:
     test = RangeTest()
     for step in range(1, STEPS + 1):

@@ -6,7 +6,7 @@ import pytest
 from toy_project import ROOT, make_project, reproduce
 
 from flows.graph import read_outputs, read_plan
-from flows.workspace import overridden
+from flows.overrides import overridden
 from lightning_modules.errors import PipelineError
 
 TASKS = ("question_answering", "summarization", "translation")

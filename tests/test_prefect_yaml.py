@@ -14,8 +14,8 @@ from ruamel.yaml import YAML
 from toy_project import ROOT
 
 from flows.graph import read_plan
+from flows.overrides import overridden
 from flows.serve import read_deployments
-from flows.workspace import overridden
 
 DEPLOYMENTS: list[dict[str, Any]] = YAML(typ="safe").load(ROOT / "prefect.yaml")["deployments"]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from toy_project import ROOT, make_project
 
+from flows.overrides import overridden
 from flows.run_stage import child_environment
-from flows.workspace import overridden
 
 GIT = "git -c user.name=t -c user.email=t@example.org"
 IGNORED = "/out\n/.pipeline\n__pycache__/\n"

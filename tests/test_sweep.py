@@ -18,12 +18,12 @@ from ruamel.yaml import YAML
 from sweep_project import GOOD_AND_BAD, RATES, ask_and_tell, make_sweep_project, write_sweep
 from toy_project import ROOT, start_flows
 
+from flows.overrides import overridden
 from flows.run_stage import child_environment
 from flows.sweep_definition import read_sweep
 from flows.sweep_search import Search
 from flows.sweep_session import MAY_CHANGE, opened
 from flows.sweep_workspace import new_workspace, read_first_steps, read_steps, take_copy
-from flows.workspace import overridden
 from lightning_modules.errors import PipelineError
 
 

@@ -16,7 +16,8 @@ from prefect_api import post, task_runs
 from stage_runs import set_params
 from toy_project import ROOT
 
-from flows.workspace import overridden, workspace
+from flows.overrides import overridden
+from flows.workspace import workspace
 from lightning_modules.model_folder import save_model
 from stages.drift_models import bits_per_byte
 from stages.params import load_params

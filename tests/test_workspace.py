@@ -4,12 +4,16 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from dvc.env import DVC_STAGE
 from processes import still_works
+from ruamel.yaml import YAML
 from toy_project import ROOT
 
-from flows.workspace import WorkspaceHeld, overridden, workspace
+from flows.overrides import overridden
+from flows.workspace import WorkspaceHeld, workspace
 from lightning_modules.errors import PipelineError
 from stages.params import Params, load_params
 
@@ -46,6 +50,11 @@ def hold(root: Path, child: str = "pass") -> "subprocess.Popen[str]":
     return process
 
 
+def loaded(text: str) -> dict[str, Any]:
+    found: dict[str, Any] = YAML(typ="safe").load(text)
+    return found
+
+
 def test_params_are_changed_for_the_run_only(root: Path) -> None:
     before = (root / "params.yaml").read_bytes()
     with workspace(root, {"pretrain.steps": 77777, "model.norm": "post"}):
@@ -57,10 +66,45 @@ def test_params_are_changed_for_the_run_only(root: Path) -> None:
 
 
 def test_an_edit_during_the_run_stays(root: Path) -> None:
-    with workspace(root, {"pretrain.steps": 77777}):
-        edited = (root / "params.yaml").read_text().replace("seed: 1 ", "seed: 2 ")
+    """And nothing of what the run overrode, unless the edit is about that."""
+    before, said = (root / "params.yaml").read_text(), list[str]()
+    changes = {"pretrain.steps": 77777, "seed": 5, "model.norm": "post", "finetune.batch_tokens": 999}
+    with workspace(root, changes, tell=said.append):
+        edited = (root / "params.yaml").read_text().replace("seed: 5 ", "seed: 2 ")
+        (root / "params.yaml").write_text(edited + "# mine\n")
+    now = (root / "params.yaml").read_text()
+    assert now.endswith("# mine\n")
+    assert loaded(now) == loaded(before) | {"seed": 2}
+    assert len(said) == 1
+    assert said[0].startswith("params.yaml was edited during a run: the edit stays, the run's own ")
+    assert all(key in said[0] for key in changes if key != "seed")
+    assert "seed" not in said[0]
+
+
+def test_an_edit_that_is_no_yaml_stays_and_the_run_is_taken_back_once_it_is_mended(root: Path) -> None:
+    before, said = (root / "params.yaml").read_text(), list[str]()
+    with workspace(root, {"pretrain.steps": 77777}, tell=said.append):
+        during = (root / "params.yaml").read_text()
+        (root / "params.yaml").write_text(during + "mine: [\n")
+    assert (root / "params.yaml").read_text() == during + "mine: [\n"
+    assert len(said) == 1
+    assert "cannot be read: what it was before is in" in said[0]
+    with (
+        pytest.raises(PipelineError, match=r"params\.yaml:\d+: .*mend the YAML there"),
+        workspace(root, {"pretrain.steps": 3}),
+    ):
+        pass
+    (root / "params.yaml").write_text(during + "# mine\n")
+    with workspace(root):
+        assert loaded((root / "params.yaml").read_text()) == loaded(before)
+
+
+def test_an_editor_that_was_open_before_the_run_has_nothing_to_take_back(root: Path) -> None:
+    edited, said = (root / "params.yaml").read_text() + "# mine\n", list[str]()
+    with workspace(root, {"pretrain.steps": 77777}, tell=said.append):
         (root / "params.yaml").write_text(edited)
     assert (root / "params.yaml").read_text() == edited
+    assert said == []
 
 
 def test_a_killed_run_is_tidied_up_by_the_next(root: Path) -> None:
@@ -71,6 +115,23 @@ def test_a_killed_run_is_tidied_up_by_the_next(root: Path) -> None:
     process.communicate()
     with workspace(root):
         assert (root / "params.yaml").read_bytes() == before
+
+
+def test_dvc_by_itself_does_not_take_a_killed_runs_values_for_the_users(root: Path) -> None:
+    def stage(**changes: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "stages.params"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), **changes}
+        return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+
+    by_dvc, process = {DVC_STAGE: "pretrain"}, hold(root)
+    process.kill()
+    process.communicate()
+    refused = stage(**by_dvc)
+    assert refused.returncode == 1
+    assert "put back what was there: mv .pipeline/params.before.yaml params.yaml" in refused.stderr
+    assert stage(**by_dvc, PIPELINE_RUN="1").returncode == stage().returncode == 0
+    (root / ".pipeline/params.before.yaml").replace(root / "params.yaml")
+    assert stage(**by_dvc).returncode == 0
 
 
 def test_unknown_key_and_wrong_value(root: Path) -> None:
@@ -135,7 +196,7 @@ def test_a_second_run_is_refused_clearly(root: Path) -> None:
     said: list[str] = []
     with (
         pytest.raises(WorkspaceHeld, match=f"process {process.pid}"),
-        workspace(root, wait_seconds=0.5, on_wait=said.append),
+        workspace(root, wait_seconds=0.5, tell=said.append),
     ):
         pass
     assert len(said) == 1
@@ -177,7 +238,7 @@ def test_what_the_stages_of_a_killed_run_still_do_is_ended_before_the_next(
     ours, others = ([int(pid) for pid in (folder / "pids").read_text().split()] for folder in (root, root / "other"))
     assert all(map(still_works, ours + others))
     said: list[str] = []
-    with workspace(root, wait_seconds=30.0, on_wait=said.append):
+    with workspace(root, wait_seconds=30.0, tell=said.append):
         assert not any(map(still_works, ours))
         assert (root / "saved").exists() == (handler == "save")
     assert said[0] == "a run before was killed; ended 2 processes that its stages had left at work"

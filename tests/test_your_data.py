@@ -15,7 +15,7 @@ from processes import eventually, free_port
 from repository_copy import ROOT, copy_of_repository, end_all_in, environment, shell
 from ruamel.yaml import YAML
 
-from flows.workspace import overridden
+from flows.overrides import overridden
 from stages.params import load_params
 from stages.readers import READERS
 from stages.tasks import TASKS
