@@ -5,32 +5,41 @@ and registered models, Prefect's database, the remote that .dvc/config names by 
 files, and DVC's cache, from which `dvc checkout` brings outputs back.
 """
 
+import argparse
 import shutil
 import sys
 from pathlib import Path
 
 from flows.graph import read_outputs
 from flows.outside import is_locked
+from flows.reader import tell
 from flows.workspace import STATE, workspace
 from lightning_modules.errors import PipelineError
 
 
 def main() -> int:
     """The command line; gives the exit status."""
-    root = Path.cwd()
+    argparse.ArgumentParser(
+        "python -m flows.clean", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     try:
-        outputs = read_outputs(root)
-        with workspace(root, wait_seconds=0.0):
-            _refuse_where_at_work(root / STATE)
-            for path in (*outputs, root / "reports", root / STATE):
-                if path.exists():
-                    print(f"removed {path.relative_to(root)}")
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        clean(Path.cwd())
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print("kept DVC's cache: `dvc checkout` brings the outputs back, `dvc gc --workspace` removes all else of it")
+    tell("kept DVC's cache: `dvc checkout` brings the outputs back, `dvc gc --workspace` removes all else of it")
     return 0
+
+
+def clean(root: Path) -> None:
+    """Removes it. Raises PipelineError, and leaves everything, where something is at work in `root`."""
+    outputs = read_outputs(root)
+    with workspace(root, wait_seconds=0.0):
+        _refuse_where_at_work(root / STATE)
+        for path in (*outputs, root / "reports", root / STATE):
+            if path.exists():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                tell(f"removed {path.relative_to(root)}")
 
 
 def _refuse_where_at_work(state: Path) -> None:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from flows.workspace import WorkspaceHeld
+from lightning_modules.disk import writing
 from lightning_modules.errors import PipelineError
 
 if TYPE_CHECKING:
@@ -47,7 +49,8 @@ def read_plan(root: Path, targets: list[str] | None = None) -> Plan:
     """Reads `root`/dvc.yaml; with `targets`, only these stages and all they need.
 
     A stage downstream of a stale one is not itself called stale: whether it has to run shows when the other has run.
-    Raises PipelineError for a dvc.yaml that DVC refuses, an unknown target, and when another DVC command is at work.
+    Raises PipelineError for a dvc.yaml that DVC refuses, an unknown target, a full disk, and, as WorkspaceHeld, when
+    another DVC command is at work.
     """
     from dvc.exceptions import DvcException
     from dvc.lock import LockError
@@ -62,11 +65,13 @@ def read_plan(root: Path, targets: list[str] | None = None) -> Plan:
             _forget_the_dead(repo)
             stale = frozenset(name for name in stages if by_name[name].changed())
     except LockError as error:
-        raise PipelineError(
-            f"another dvc command is at work in this folder; try again when it has ended ({_line(error)})"
+        who = _line(error).partition(" If there are no processes")[0]  # DVC would have them delete the file
+        raise WorkspaceHeld(
+            f"another dvc command is at work in this folder; try again when it has ended ({who})"
         ) from error
     except DvcException as error:
-        raise PipelineError(f"dvc.yaml: {_line(error)}") from error
+        missing = "" if (root / "params.yaml").exists() else "; params.yaml does not exist: restore the file"
+        raise PipelineError(f"dvc.yaml: {_line(error)}{missing}") from error
     return Plan(stages, stale)
 
 
@@ -74,8 +79,10 @@ def _forget_the_dead(repo: "Repo") -> None:
     """Clears DVC's list of who reads and writes what of killed processes that nobody has reaped yet.
 
     DVC takes these zombies for alive, and where the first process reaps none (a container without an init), for ever.
+    DVC writes the list in place: one that a full disk has cut is forgotten, or DVC would refuse all work until somebody
+    deletes it. Raises PipelineError where the disk is full.
     """
-    from dvc.rwlock import _edit_rwlock
+    from dvc.rwlock import RWLOCK_FILE, RWLockFileCorruptedError, RWLockFileFormatError, _edit_rwlock
 
     def alive(holder: dict[str, Any]) -> bool:
         try:
@@ -83,10 +90,14 @@ def _forget_the_dead(repo: "Repo") -> None:
         except psutil.NoSuchProcess:
             return False
 
-    with _edit_rwlock(repo.tmp_dir, repo.fs, repo.config["core"].get("hardlink_lock", False)) as holders:
-        holders["write"] = {path: holder for path, holder in holders["write"].items() if alive(holder)}
-        kept = {path: list(filter(alive, readers)) for path, readers in holders["read"].items()}
-        holders["read"] = {path: readers for path, readers in kept.items() if readers}
+    file, hardlink = Path(repo.tmp_dir) / RWLOCK_FILE, repo.config["core"].get("hardlink_lock", False)
+    try:
+        with writing(file), _edit_rwlock(repo.tmp_dir, repo.fs, hardlink) as holders:
+            holders["write"] = {path: holder for path, holder in holders["write"].items() if alive(holder)}
+            kept = {path: list(filter(alive, readers)) for path, readers in holders["read"].items()}
+            holders["read"] = {path: readers for path, readers in kept.items() if readers}
+    except (RWLockFileCorruptedError, RWLockFileFormatError):
+        file.unlink()
 
 
 def read_outputs(root: Path) -> list[Path]:

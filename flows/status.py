@@ -23,6 +23,7 @@ from flows.graph import Plan
 from flows.late_runs import late_runs
 from flows.outside import OF_OTHER_FLOWS, Outside, is_locked, stages_outside
 from flows.progress import Progress
+from flows.reader import tell
 from flows.run_stage import Outcome, Result
 from flows.time_left import Job, bar_left, time_left
 from flows.workspace import STATE
@@ -161,9 +162,10 @@ def _left(status: Json, now: float) -> str:
         running = state == "running"
         by_bar = bar_left(stages[name].get("progress", "")) if running else None
         spent = now - stages[name]["began"] if running else 0.0
-        if name not in took and by_bar is None:
+        by_the_last = took.get(name, 0.0) - spent
+        if by_bar is None and by_the_last <= 0:  # never seen, or longer at work than the last time
             unknown.append(name)
-        seconds = max(took.get(name, 0.0) - spent, by_bar or 0.0)
+        seconds = max(by_the_last, by_bar or 0.0)
         jobs[name] = Job(seconds, about["devices"], tuple(about["upstream"]), running)
     if not jobs or len(unknown) == len(jobs):
         return ""
@@ -232,7 +234,7 @@ def main() -> int:
         "python -m flows.status", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
     try:
-        print(status_text(Path.cwd(), time.time()))
+        tell(status_text(Path.cwd(), time.time()))
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -2,9 +2,12 @@
 
 import sys
 
+from tqdm import tqdm
+
 from stages.scrub import scrubbed
 
 
 def warn(message: str) -> None:
-    """One line on stderr."""
-    print(f"warning: {scrubbed(message)}", file=sys.stderr, flush=True)
+    """One line on stderr, above the progress bars there."""
+    tqdm.write(f"warning: {scrubbed(message)}", file=sys.stderr)
+    sys.stderr.flush()

@@ -1,3 +1,5 @@
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +9,7 @@ from toy_project import ROOT, make_project, reproduce
 
 from flows.graph import read_outputs, read_plan
 from flows.overrides import overridden
+from flows.workspace import WorkspaceHeld
 from lightning_modules.errors import PipelineError
 
 TASKS = ("question_answering", "summarization", "translation")
@@ -81,6 +84,27 @@ def test_a_dvc_yaml_that_dvc_refuses_is_one_line(tmp_path: Path, text: str) -> N
     with pytest.raises(PipelineError, match=r"dvc\.yaml") as caught:
         read_plan(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("left", ['{"write": {"/out": {"pid": 1, "c', "", "[]"])
+def test_what_a_full_disk_left_of_dvcs_list_of_holders_stops_nobody(tmp_path: Path, left: str) -> None:
+    read_plan(make_project(tmp_path))
+    reproduce(tmp_path)
+    (tmp_path / ".dvc/tmp/rwlock").write_text(left)
+    assert read_plan(tmp_path).stale == set()
+    reproduce(tmp_path)
+
+
+def test_another_dvc_command_holds_the_workspace(tmp_path: Path) -> None:
+    before = read_plan(make_project(tmp_path))
+    held = {str(tmp_path / name): {"pid": os.getpid(), "cmd": "dvc repro"} for name in ("out/prepare", "dvc.yaml")}
+    readers = {name: [holder] for name, holder in held.items()}
+    (tmp_path / ".dvc/tmp/rwlock").write_text(json.dumps({"write": held, "read": readers}))
+    with pytest.raises(WorkspaceHeld, match=rf"another dvc command is at work .*{os.getpid()}") as caught:
+        read_plan(tmp_path)
+    assert "remove" not in str(caught.value)
+    (tmp_path / ".dvc/tmp/rwlock").unlink()
+    assert read_plan(tmp_path) == before
 
 
 def test_no_dvc_yaml(tmp_path: Path) -> None:

@@ -95,6 +95,8 @@ def test_how_long_it_takes_yet_is_known_from_the_last_time(tmp_path: Path) -> No
         began = time.time()
         text = status_text(tmp_path, began + 400)
         assert "about 11 min 00 s to go, as it took the last time, and what new will take" in text
+        late = status_text(tmp_path, began + 4000)
+        assert "about 1 min 00 s to go, as it took the last time, and what pretrain, new will take" in late
         time.sleep(EVERY_SECONDS)  # what came sooner after the last is not written
         second.progress("pretrain", Progress("pretrain", 0.1, "10/100, 06:40<1:00:00, 4.0s/step"))  # slower than then
         assert "about 1 h 01 min to go" in status_text(tmp_path, began + 400)
