@@ -4,6 +4,8 @@ Costs one small reduction when a training starts.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -50,9 +52,15 @@ def bound_waiting(strategy: pl.strategies.Strategy) -> None:
         strategy._timeout = timedelta(seconds=int(told or PEER_TIMEOUT))
 
 
-def lost_the_others(error: RuntimeError) -> bool:
-    """Whether it says no more than that another process has ended, which has said why."""
-    return isinstance(error, dist.DistError) or "Connection closed by peer" in str(error)
+@contextmanager
+def losing_the_others(told: str) -> Iterator[None]:
+    """Where this process learns no more than that another one has ended, that is a PipelineError: `told`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo/transport/" in str(error):  # closed, or reset, by a peer
+            raise PipelineError(told) from error
+        raise
 
 
 def require_same_step(trainer: pl.Trainer) -> None:

@@ -25,7 +25,7 @@ from lightning_modules.datamodule import Batches
 from lightning_modules.disk import flush, writing
 from lightning_modules.errors import Interrupted, PipelineError
 from lightning_modules.guards import TrainingFailed
-from lightning_modules.launch import lost_the_others
+from lightning_modules.launch import losing_the_others
 from lightning_modules.model_folder import Model, new_model, save_model, sha256
 from lightning_modules.module import Recipe
 from lightning_modules.telling import Telling
@@ -106,13 +106,9 @@ def run_training(
     if not is_main_process():
         # Lightning and srun kill the main process, which may still be saving, where another one ends with a status but
         # 0. An agent of torchrun on another machine takes 0 for the end of the training, and would not start it again.
-        with nullcontext() if started_by_torchrun() else suppress(Interrupted, TrainingFailed):
-            try:
-                fit(job, model, train, validation, log=None)
-            except RuntimeError as error:
-                if not lost_the_others(error):
-                    raise
-                raise PipelineError(f"{job.name}: the other processes are gone: the first one says why") from error
+        unheard = nullcontext() if started_by_torchrun() else suppress(Interrupted, TrainingFailed)
+        with unheard, losing_the_others(f"{job.name}: the other processes are gone: the first one says why"):
+            fit(job, model, train, validation, log=None)
         return
     tokenizer = sha256(job.tokenizer_file)
     for meta in job.tokens.rglob("meta.json"):
@@ -135,7 +131,11 @@ def _train_and_write(
     with stage_run(
         job.name, params=job.settings, inputs=job.inputs, resume_from=job.checkpoints, system_metrics=True
     ) as run:
-        telling, checkpoints, resumed_from = fit(job, model, train, validation, log=run.log_metrics)
+        with losing_the_others(
+            f"{job.name}: another process is gone, and says why unless it was killed (by a machine short of memory, say): "
+            "the same command goes on from the last checkpoint"
+        ):
+            telling, checkpoints, resumed_from = fit(job, model, train, validation, log=run.log_metrics)
         model.load_state_dict(_best_weights(job.checkpoints))
         training = _told(job, model, telling, checkpoints) | {"resumed_from": resumed_from, "mlflow_run_id": run.run_id}
         how = usage()

@@ -222,6 +222,9 @@ def test_no_process_waits_for_one_that_was_killed(tmp_path: Path, strategy: str,
         finally:
             end_group(first.pid)
         assert first.wait(timeout=10) != 0
+    log = (root / "log.txt").read_text()
+    assert "Traceback" not in log
+    assert ("another process is gone" if killed else "the other processes are gone") in log
 
 
 @pytest.mark.parametrize(
