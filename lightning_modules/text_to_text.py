@@ -26,6 +26,16 @@ def _nothing(count: int) -> None:
     """Nobody wants to know."""
 
 
+def _checked(texts: Sequence[str]) -> list[str]:
+    """The texts as a list. Raises TypeError where they are one text, or one of them is none."""
+    if isinstance(texts, str):
+        raise TypeError("a list of texts is wanted, not a text by itself: put it in [ ]")
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"texts[{number}] is of type {type(text).__name__}: a text (str) is wanted")
+    return list(texts)
+
+
 class Usage(NamedTuple):
     """How a task uses a model, as the config.json beside it says."""
 
@@ -102,7 +112,8 @@ class TextToText:
 
         A source longer than the model was trained for is cut, unless the model points: then it is read in windows.
         `decoding` instead of the model's own bears on models that write. One that points gives the source's own
-        characters, or "" for no answer; one that names classes the most probable label.
+        characters, or "" for no answer; one that names classes the most probable label. Raises TypeError for what is
+        no list of texts.
         """
         if isinstance(self.model, SpanReader):
             return [answer.text for answer in self.spans(texts, batch_tokens, done)]
@@ -125,7 +136,7 @@ class TextToText:
         """What a model that points gives for each text, with its place and probability."""
         assert isinstance(self.model, SpanReader), "only a model that points knows places"
         longest = self.max_source, self.decoding.max_tokens
-        return answer_spans(self.model, self.tokenizer, texts, *longest, self.threshold, batch_tokens, done)
+        return answer_spans(self.model, self.tokenizer, _checked(texts), *longest, self.threshold, batch_tokens, done)
 
     def scores(
         self, texts: Sequence[str], batch_tokens: int = BATCH_TOKENS, done: Done = _nothing
@@ -137,7 +148,7 @@ class TextToText:
 
     def source_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """What the model reads of each text, </s> included; those that are cut are counted in `cut`."""
-        encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        encodings = self.tokenizer.encode_batch_fast(_checked(texts), add_special_tokens=False)
         self.cut += sum(len(encoding.ids) >= self.max_source for encoding in encodings)
         rows = [encoding.ids for encoding in encodings]
         return [[*ids[kept(len(ids), self.max_source, self.keep_end)], self.model.config.eos_id] for ids in rows]

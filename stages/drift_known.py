@@ -15,13 +15,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lightning_modules.errors import PipelineError
+from stages.ngrams import parted
 from stages.outputs import whole_directory
 from stages.splits import SPLITS
 from stages.tasks import PRETRAINING
 
 KNOWN = Path(".pipeline/drift/known")
 MOST_CHARACTERS = 50_000_000  # of training text whose words count as seen; sorted by hash, they are a random choice
-WORD = re.compile(r"\w+")
+# Not words.parquet: under that name older versions kept words cut at their vowel signs, to which none of ours compare.
+_WORDS = "whole_words.parquet"
+_WORD = re.compile(r"[\w\x80-\U0010ffff]+")  # of parted text
 Ids = npt.NDArray[np.uint64]
 
 
@@ -51,20 +54,28 @@ def remember(prepared: Path, folder: Path = KNOWN) -> int:
             np.save(output / f"{purpose}.npy", ids)
             records += len(ids)
         words = sorted(training_words(prepared / PRETRAINING / f"{SPLITS[0]}.parquet"))
-        pq.write_table(pa.table({"word": pa.array(words, pa.string())}), output / "words.parquet", compression="zstd")
+        pq.write_table(pa.table({"word": pa.array(words, pa.string())}), output / _WORDS, compression="zstd")
     return records
 
 
 def load_known(folder: Path = KNOWN) -> Known:
-    """What was kept last; nothing where that was never done. Raises PipelineError where it cannot be read."""
+    """What was kept last; nothing where that was never done, no words where an older version kept it.
+
+    Raises PipelineError where it cannot be read.
+    """
     if not folder.is_dir():
         return Known()
     try:
         ids = {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in folder.glob("*.npy")}
-        words = frozenset(pq.read_table(folder / "words.parquet")["word"].to_pylist())
+        kept = pq.read_table(folder / _WORDS)["word"].to_pylist() if (folder / _WORDS).exists() else ()
     except (OSError, ValueError, pa.ArrowException) as error:
         raise PipelineError(f"{folder} cannot be read ({error}): remove it; new data will not be told apart") from error
-    return Known(ids, words)
+    return Known(ids, frozenset(kept))
+
+
+def whole_words(text: str) -> list[str]:
+    """The words of a text in order: letters, digits and underscores that stand together, with the marks on them."""
+    return _WORD.findall(parted(text))
 
 
 def training_words(texts: Path) -> set[str]:
@@ -73,7 +84,7 @@ def training_words(texts: Path) -> set[str]:
     characters = 0
     for batch in _batches(texts, ["text"]):
         for text in batch["text"].to_pylist():
-            found.update(WORD.findall(text))
+            found.update(whole_words(text))
             characters += len(text)
             if characters >= MOST_CHARACTERS:
                 return found

@@ -183,7 +183,8 @@ def _distinct(length: int) -> Metric:
 
     It is no sum over records, and a resample in which records repeat holds fewer different n-grams than so many new
     records would. So a record's statistic is its jackknife pseudo-value (Efron and Tibshirani 1993, chapter 11): what
-    leaving it out changes, times N - 1. Their mean is the share itself, their spread gives its standard error.
+    leaving it out changes, times N - 1. Their mean is the share itself, their spread gives its standard error. The mean
+    of a resample may lie beyond what a share can be, and then is the nearest that one can.
     """
 
     def statistics(predictions: Sequence[str], references: Sequence[Reference]) -> Statistics:
@@ -199,7 +200,7 @@ def _distinct(length: int) -> Metric:
 
     words = "words of letters and digits in lower case, over all that was written; depends on how much that is"
     signature = f"different {length}-grams / {length}-grams, {words}"
-    return Metric(statistics, _mean_of_totals, lambda references: signature)
+    return Metric(statistics, lambda total_K: min(100.0, max(0.0, _mean_of_totals(total_K))), lambda _: signature)
 
 
 def _ngrams(text: str, length: int) -> list[tuple[str, ...]]:

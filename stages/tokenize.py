@@ -10,6 +10,7 @@ characters a second and core, places far fewer; memory of a few row groups, and 
 import argparse
 import hashlib
 import json
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -200,13 +201,19 @@ def place(source: str, answer: str, start: str, offsets: Offsets) -> list[int]:
 
 
 def _first_place(source: str, answer: str, begin: int) -> int:
-    """From `begin` on: the first place where no letter or digit touches it, else the first; -1 if there is none."""
+    """From `begin` on: the first place where no letter, mark or digit touches it, else the first; -1: there is none."""
     at = first = source.find(answer, begin)
     while at >= 0:
-        if not (source[at - 1 : at].isalnum() or source[at + len(answer) : at + len(answer) + 1].isalnum()):
+        end = at + len(answer)
+        if not (_of_word(source[at - 1 : at]) or _of_word(source[end : end + 1])):
             return at
         at = source.find(answer, at + 1)
     return first
+
+
+def _of_word(character: str) -> bool:
+    """Vowel signs and accents are marks; "" at the ends of a text is of no word."""
+    return character.isalnum() or (character > "\x7f" and unicodedata.category(character)[0] == "M")
 
 
 def _classes(records: list[Record], job: GroupJob) -> list[list[int]]:

@@ -26,10 +26,10 @@ from lightning_modules.model_folder import save_model
 from lightning_modules.text_rows import TextRows
 from lightning_modules.text_to_text import TextToText
 from stages.drift import main, measure
-from stages.drift_known import Known, held_out, load_known, remember
+from stages.drift_known import Known, held_out, load_known, remember, whole_words
 from stages.drift_models import bits_per_byte
 from stages.drift_report import findings, read_looks, rows, table
-from stages.drift_words import MEASURES, WORD, coverage, word_counts
+from stages.drift_words import MEASURES, coverage, word_counts
 from stages.params import Params, load_params
 from stages.register import register_all
 from stages.scores import score_task
@@ -147,12 +147,12 @@ def measure_of_new(params: Params, known: Sequence[str], new: Sequence[str]) -> 
 
 @pytest.mark.parametrize("kind", ["byte_bpe", "wordpiece", "word"])
 def test_coverage_against_the_library_and_a_loop(kind: str) -> None:
-    train, texts = tiny.sentences()[:200], [*tiny.sentences()[200:260], "Ünïcödé 漢字 zzzzxq", ""]
+    train, texts = tiny.sentences()[:200], [*tiny.sentences()[200:260], "Ünïcödé 漢字 zzzzxq हिन्दी में", ""]
     tokenizer = KINDS[kind].learn(lambda: iter([list(train)]), 600)
-    seen = {word for text in train for word in WORD.findall(text)}
+    seen = {word for text in train for word in whole_words(text)}
     counts = word_counts(texts, tokenizer, seen)
     for text, row in zip(texts, counts, strict=True):
-        words = WORD.findall(text)
+        words = whole_words(text)
         pieces = [tokenizer.encode(word, add_special_tokens=False).tokens for word in words]
         assert row.tolist() == [
             len(words),
@@ -162,12 +162,28 @@ def test_coverage_against_the_library_and_a_loop(kind: str) -> None:
             sum(word not in seen for word in words),
         ]
     found = coverage(texts, tokenizer, seen, 100, 1)
-    everything = Counter(word for text in texts for word in WORD.findall(text))
+    everything = Counter(word for text in texts for word in whole_words(text))
     assert found["words"] == everything.total()
     unseen = sum(number for word, number in everything.items() if word not in seen)
     assert found["oov_words"]["score"] == pytest.approx(unseen / everything.total(), abs=1e-4)
     assert (found["unknown_tokens"]["score"] > 0) == (kind != "byte_bpe")
     assert (found["continued_words"]["score"] > 0) == (kind != "word")
+
+
+def test_a_word_holds_its_vowel_signs() -> None:
+    assert whole_words("हिन्दी में, cafe\u0301_1 “漢字”\xa0don't ❤️") == ["हिन्दी", "में", "cafe\u0301_1", "漢字", "don", "t"]
+    counts = word_counts(["की का", "की"], tiny.tokenizer(), {"की"})
+    assert counts[:, [0, 4]].tolist() == [[2, 1], [1, 0]]
+
+
+def test_words_kept_by_an_older_version_are_not_compared(tmp_path: Path) -> None:
+    write_texts(tmp_path, ["की one"], ["two"])
+    prepared, known = tmp_path / "data/prepared", tmp_path / "known"
+    remember(prepared, known)
+    assert load_known(known).words == {"की", "one"}
+    next(known.glob("*.parquet")).rename(known / "words.parquet")
+    assert load_known(known).words == frozenset()
+    assert len(load_known(known).ids["pretraining"]) == 2
 
 
 def test_texts_without_words_and_a_training_that_nobody_kept() -> None:

@@ -119,6 +119,17 @@ def test_the_interval_of_distinct_covers_what_other_texts_of_as_many_records_giv
     assert covered >= 89
 
 
+def test_the_interval_of_distinct_stays_within_what_a_share_can_be() -> None:
+    written = [f"word{n} other{n} third{n}" for n in range(20)]
+    written[0] = written[1]
+    one = metric("distinct1")
+    found = scored(one.score, one.statistics(written, [""] * 20), 500, 1)
+    assert found["score"] == 95
+    assert 0 <= found["low"] < 95 < found["high"] <= 100
+    alike = one.statistics(["a a a a a b", *["a a a a a a a"] * 20], [""] * 21)
+    assert scored(one.score, alike, 500, 1)["low"] >= 0
+
+
 @pytest.mark.parametrize("name", sorted({name for task in TASKS.values() for name in task.metrics} - {*DIVERSITY}))
 def test_every_metric_of_the_tasks_goes_from_nothing_to_a_hundred(name: str) -> None:
     references, _ = corpus(20, 0, seed=13)

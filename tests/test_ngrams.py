@@ -1,5 +1,8 @@
 """Hashes of n-grams are equal where the words are, and nowhere else: against a loop over characters."""
 
+import random
+import re
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,21 +10,36 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from stages.metrics import _words
 from stages.ngrams import ngrams, short_units, words
 
-TEXT = st.text(st.sampled_from("abcAB 12_-\n\t.'äÄßé“ 我们คΩ²"), max_size=40) | st.text(max_size=15)
+LETTERS = "abcAB 12_-\n\t.'äÄßé“ 我们คΩ²"
+MARKS = "\u0301\u0e35\u0e48\u093f\u094d\u20e3\ufe0f❤हन"
+UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
+TEXT = st.text(st.sampled_from(LETTERS), max_size=40) | st.text(st.sampled_from(LETTERS + MARKS)) | st.text(max_size=15)
 
 
 def reference_words(text: str) -> list[str]:
-    found, word = [], ""
+    found, word, unspaced = [], "", False
     for character in text.lower():
-        if "\u3400" <= character <= "\u9fff" or "\u3040" <= character <= "\u30ff" or "\u0e00" <= character <= "\u0eff":
-            found, word = [*found, word, character if character.isalnum() else ""], ""
-        elif character.isalnum():
+        if unicodedata.name(character, "").startswith("VARIATION SELECTOR"):
+            continue
+        if character.isalnum():
+            alone = UNSPACED.match(character)
+            if alone or unspaced:
+                found, word = [*found, word], ""
+            word, unspaced = word + character, alone is not None
+        elif word and unicodedata.category(character)[0] == "M":
             word += character
         else:
-            found, word = [*found, word], ""
+            found, word, unspaced = [*found, word], "", False
     return [one for one in [*found, word] if one]
+
+
+def cut_at_marks(text: str) -> list[str]:
+    """The words as they were before marks were of them: of text without marks they must stay what they are."""
+    spaced = UNSPACED.sub(r" \g<0> ", text.lower())
+    return re.sub(r"[\W_]+", " ", spaced).split()
 
 
 def bounds_of(units: Sequence[Sequence[str]]) -> list[int]:
@@ -52,6 +70,45 @@ def test_equal_words_and_only_they_have_equal_hashes(texts: list[str], n: int) -
         for (gram, _), value in zip(wanted, hashes.tolist(), strict=True):
             assert by_hash.setdefault(value, gram) == gram
     assert len(set(by_hash.values())) == len(by_hash), "equal words, different hashes"
+
+
+@settings(max_examples=300)
+@given(TEXT)
+@example("Straße “naïve” – ½ x² 日本語の文、です。ไทย 한국어 Ёлка №2")
+def test_text_without_marks_has_the_words_that_it_had(text: str) -> None:
+    whole = "".join(c for c in unicodedata.normalize("NFC", text) if unicodedata.category(c.lower()[-1])[0] != "M")
+    assert reference_words(whole) == cut_at_marks(whole)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("हिन्दी में लिखा हुआ एक वाक्य", 6),
+        ("বাংলা ভাষায় লেখা একটি বাক্য", 5),
+        ("தமிழில் எழுதப்பட்ட ஒரு வாக்கியம்", 4),
+        ("בְּרֵאשִׁית בָּרָא", 2),
+        ("كِتَابٌ جَدِيدٌ", 2),
+        ("cafe\u0301 x\u0302", 2),
+        ("ที่ดี", 2),
+        ("❤️ yes ✔️ \u0301", 1),
+    ],
+)
+def test_a_mark_is_of_its_letters_word(text: str, count: int) -> None:
+    assert len(words([text]).hashes_W) == count
+
+
+def test_another_vowel_sign_is_another_word() -> None:
+    hashes = words(["की का के क कु कू"]).hashes_W
+    assert len(set(hashes.tolist())) == 6
+    assert words(["葛\U000e0100飾"]).hashes_W.tolist() == words(["葛飾"]).hashes_W.tolist()  # the same, drawn otherwise
+
+
+def test_words_are_those_of_the_metrics() -> None:
+    """stages/metrics.py has the same words of scripts with spaces between them."""
+    draw = random.Random(1)
+    for _ in range(200):
+        drawn = draw.choices(["aé", "1", "_", "“", " ", "हि", "न्दी", "বাং", "x\u0301", "தமிழ்", ",", "।"], k=20)
+        assert len(words(["".join(drawn)]).hashes_W) == len(_words("".join(drawn)))
 
 
 def test_a_hundred_thousand_ngrams_have_as_many_hashes() -> None:

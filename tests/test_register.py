@@ -9,6 +9,7 @@ import tempfile
 import urllib.request
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 import pytest
 import tiny
@@ -279,6 +280,11 @@ def test_it_loads_and_serves_where_our_repository_is_not(root: Path) -> None:
 
         eventually(answered)
         assert answers == [{"predictions": expected}]
+        request.data = json.dumps({"dataframe_records": [{"source": texts[0]}, {"source": None}]}).encode()
+        with pytest.raises(HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=60)
+        assert refused.value.code == 400
+        assert "row 1 (the first is 0) has null as its source" in json.loads(refused.value.read())["message"]
     finally:
         os.killpg(serving.pid, 9)
         serving.wait()

@@ -2,11 +2,16 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pandas as pd
+import pytest
 import tiny
 from registered import MODEL, TASK, write_model, write_results
 from test_register import LOAD, REPOSITORY, quick
@@ -27,6 +32,23 @@ MODELS: dict[str, tuple[Callable[[], Model], list[str]]] = {
     "names classes": (lambda: Classifier(tiny.model(architecture="encoder"), ["cold", "warm"]), tiny.sentences()[:3]),
     "goes on": (lambda: tiny.lively(architecture="decoder"), tiny.sentences()[:3]),
 }
+
+
+@pytest.mark.parametrize(("wrong", "told"), [(None, "null"), (["a"], "a list"), ({"a": 1}, "a dict")])
+def test_a_row_without_a_text_is_named(tmp_path: Path, wrong: Any, told: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    from stages.served_model import ServedModel
+
+    folder, tokenizer = tmp_path / "model", tiny.write_tokenizer(tmp_path)
+    folder.mkdir()
+    save_model(folder, tiny.lively(), tokenizer, {"max_source_tokens": 60, "max_target_tokens": 8})
+    served = ServedModel()
+    served.load_context(SimpleNamespace(artifacts={"model": str(folder)}))
+    told = f"row 1 (the first is 0) has {told} as its source: a text is wanted; no row was answered"
+    with pytest.raises(MlflowException, match=re.escape(told)) as caught:
+        served.predict(None, pd.DataFrame({"source": ["Open the door.", wrong]}))
+    assert caught.value.get_http_status_code() == 400
 
 
 EACH = f"""

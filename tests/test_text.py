@@ -2,6 +2,7 @@
 
 import unicodedata
 from dataclasses import dataclass
+from time import process_time
 
 import pytest
 from hypothesis import given
@@ -26,7 +27,17 @@ class Limits:
         ("<ul> <li> <p>One</p> </li> <li>two</li> </ul>", "One\ntwo"),
         ("a<br>b<br/>c", "a\nb\nc"),
         ("<tr><td>1</td><td>2</td></tr>", "1 2"),
-        ("<b>x", "x"),
+        ("<b/>x<p/>", "x"),
+        ('<b class="c">x', "x"),
+        ("<input disabled>x<a href=y/>", "x"),
+        ("Type <your name> and press <b>Enter</b>.", "Type <your name> and press Enter."),
+        ("<p>arn:<region>:<account-id>", "arn:<region>:<account-id>"),
+        ("<s>old</s> <b>new</b>", "old new"),
+        (f"<img src='{'data' * 999}'>x", "x"),
+        ('<svg width="9"><path d="M0"/><title>no</title></svg>x', "x"),
+        ('<!doctype html>\n<?xml version="1.0"?><p>x', "x"),
+        ("# A\n\none<!-- <p> -->\ntwo", "# A\n\none\ntwo"),
+        ("# A\n\none <b>two</b>\nthree<br>\nfour<br/>five\n- six", "# A\n\none two\nthree\nfour\nfive\n- six"),
         ("R&amp;D &lt;b&gt; caf&eacute; &#8364;", "R&D <b> café €"),
         ("<i>R&amp;D &lt;b&gt;</i>", "R&D <b>"),
         ("<p>kept</p><script>var gone = 1;</script><style>p {}</style><!-- gone -->", "kept"),
@@ -40,10 +51,22 @@ def test_html_becomes_what_a_browser_shows(html: str, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["x < y and y > z", "Hello <your name>!", "List<String> xs", "a ?x=1&copy=2 b", "two\n\nparagraphs"]
+    "text",
+    [
+        *("x < y and y > z", "Hello <your name>!", "List<String> xs", "a ?x=1&copy=2 b", "two\n\nparagraphs"),
+        *("We choose a<b and c>d because", "<s>one</s>\n<s>two</s> <pad>", "The <script> tag,\n<title>, <!-- and <b>x"),
+        "of </b> alone",
+    ],
 )
 def test_plain_text_survives_html_stripping(text: str) -> None:
     assert strip_html(text) == text
+
+
+@pytest.mark.parametrize("part", ['<p a="', "<!--", "<b ", "<", "<a x='", "<script>", "<p " + " " * 99])
+def test_the_time_of_html_grows_with_its_length_alone(part: str) -> None:
+    begin = process_time()
+    strip_html("-->" + part * 20_000)
+    assert process_time() - begin < 5  # a square would be minutes
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,15 @@ def test_answers_come_in_order_whatever_the_size_of_batches(folder: Path) -> Non
     assert [writer.generate([text])[0] for text in TEXTS[-4:]] == answers[-4:]
 
 
+def test_what_is_no_list_of_texts_is_refused(folder: Path) -> None:
+    answering = TextToText.load(folder)
+    with pytest.raises(TypeError, match=r"^a list of texts is wanted, not a text by itself: put it in \[ \]$"):
+        answering.generate("Open the door.")
+    for wrong, kind in ((None, "NoneType"), (["a"], "list"), (1.5, "float")):
+        with pytest.raises(TypeError, match=rf"^texts\[1\] is of type {kind}: a text \(str\) is wanted$"):
+            answering.generate(["a", wrong])  # type: ignore[list-item]
+
+
 WRITERS = ("encoder-decoder", "decoder")
 
 

@@ -107,6 +107,12 @@ def test_of_several_places_the_one_said_counts_else_the_first_that_is_a_word() -
     assert place(source, "question", "", offsets) == []
     assert place(source, "", "", offsets) == [context]
 
+    source = "question: q context: की कि क है"  # a letter with a vowel sign is another word than the letter
+    offsets, context = [(n, n + 1) for n in range(len(source))], source.index("की")
+    assert place(source, "क", "", offsets) == [context, context + 6, context + 6]
+    assert place(source, "कि", "", offsets) == [context, context + 3, context + 4]
+    assert place(source, "ी", "", offsets) == [context, context + 1, context + 1]
+
 
 def test_classes_are_numbered_and_unknown_ones_told(
     prepared: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
