@@ -132,8 +132,8 @@ def _train_and_write(
         job.name, params=job.settings, inputs=job.inputs, resume_from=job.checkpoints, system_metrics=True
     ) as run:
         with losing_the_others(
-            f"{job.name}: another process is gone, and says why unless it was killed (for want of memory, say): the same "
-            "command goes on from the last checkpoint"
+            f"{job.name}: another process is gone, and says why unless it was killed (for want of memory, say): the "
+            "same command goes on from the last checkpoint"
         ):
             telling, checkpoints, resumed_from = fit(job, model, train, validation, log=run.log_metrics)
         model.load_state_dict(_best_weights(job.checkpoints))
