@@ -22,7 +22,7 @@ from stages.params_schema import Prepare
 from stages.personal import Masked
 from stages.quality import judge
 from stages.readers import GROUP, READERS
-from stages.samples import Samples
+from stages.samples import Largest, Samples
 from stages.sources import Bad, Row
 from stages.splits import KEYS, Runs, digest
 from stages.tasks import PRETRAINING, PRETRAINING_FIELDS, TASKS
@@ -56,6 +56,7 @@ class FileCounts:
     lines_removed: Counter[str] = field(default_factory=Counter)  # by the rule that did it
     masked: Counter[str] = field(default_factory=Counter)  # by what was masked
     samples: Samples = field(default_factory=Samples)
+    largest: Largest = field(default_factory=Largest)
     first_problem: str = ""
     runs: list[Path] = field(default_factory=list)
 
@@ -142,6 +143,7 @@ class _Cleaner:
                 self._drop(problem, piece)
             else:
                 piece[0] = f"{job.entry.tag}{piece[0]}"
+                self.counts.largest.add(group, job.files[0].as_posix(), sum(map(len, piece)))
                 keep((digest(*piece[: self._read]), group, job.entry.source, *piece, *extras))
 
     def _pieces(self, texts: list[str], extras: list[str]) -> Iterator[list[str]]:

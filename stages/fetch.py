@@ -22,7 +22,7 @@ from stages.hub import write_hub
 from stages.outputs import whole_directory
 from stages.params import load_params
 from stages.params_data import HubSource, LocalSource, Sources, WheelSource
-from stages.raw_files import COMPRESSIONS, TABLE_FORMATS, TEXT_FORMATS, files_in, format_of
+from stages.raw_files import COMPRESSIONS, TABLE_FORMATS, TEXT_FORMATS, files_in, format_of, tell_left_out
 
 Source = WheelSource | HubSource | LocalSource
 _LOCAL_FORMATS = (*TEXT_FORMATS, *TABLE_FORMATS, ".whl")
@@ -46,6 +46,9 @@ def fetch(sources: Sources, name: str, raw: Path) -> int:
             _copy_local(source, f"sources.local.{name}", folder, bar)
         total = _bytes_below(folder)
         bar.update(total - bar.n)
+    if isinstance(source, LocalSource) and source.path.is_dir():
+        tell_left_out(f"sources.local.{name}", source.path, _LOCAL_FORMATS)
+        _tell_links(name, source.path, raw / name)
     return total
 
 
@@ -142,13 +145,7 @@ def _fetch_hub(source: HubSource, key: str, folder: Path, bar: "tqdm[Any]") -> N
 def _copy_local(source: LocalSource, key: str, folder: Path, bar: "tqdm[Any]") -> None:
     """Copies a file, or the usable files of a folder, with their places in it."""
     path = source.path
-    if not path.exists():
-        raise PipelineError(f"{key}.path: {path} does not exist")
-    if path.is_file() and path.name.startswith("."):
-        raise PipelineError(f"{key}.path: {path} is hidden, and prepare reads no hidden file: take the dot off")
-    if path.is_file() and format_of(path) not in _LOCAL_FORMATS:
-        formats, packed = ", ".join(_LOCAL_FORMATS), " or ".join(COMPRESSIONS)
-        raise PipelineError(f"{key}.path: {path} is none of {formats} (also with {packed}): convert or rename it")
+    _require_usable(path, f"{key}.path", folder)
     files = [path] if path.is_file() else files_in(path, _LOCAL_FORMATS)
     base = path.parent if path.is_file() else path
     bar.total = sum(file.stat().st_size for file in files)
@@ -164,6 +161,31 @@ def _copy_local(source: LocalSource, key: str, folder: Path, bar: "tqdm[Any]") -
                     bar.update(len(chunk))
         except OSError as error:
             raise PipelineError(f"{key}.path: {file} cannot be copied: {error}") from None
+
+
+def _require_usable(path: Path, key: str, folder: Path) -> None:
+    """`folder`: where the copy goes, which what is copied must not hold."""
+    if path == Path():  # what an empty text becomes
+        raise PipelineError(f'{key}: "" or . would be the whole checkout: name a file, or a folder of texts')
+    if not path.exists():
+        advice = ": ~ is not expanded, write the home folder out" if str(path).startswith("~") else ""
+        raise PipelineError(f"{key}: {path} does not exist{advice}")
+    if folder.resolve().is_relative_to(path.resolve()):
+        raise PipelineError(f"{key}: {path} holds {folder.parent}, where its copy goes: name a folder beside that")
+    if path.is_file() and path.name.startswith("."):
+        raise PipelineError(f"{key}: {path} is hidden, and prepare reads no hidden file: take the dot off")
+    if path.is_file() and format_of(path) not in _LOCAL_FORMATS:
+        formats, packed = ", ".join(_LOCAL_FORMATS), " or ".join(COMPRESSIONS)
+        raise PipelineError(f"{key}: {path} is none of {formats} (also with {packed}): convert or rename it")
+
+
+def _tell_links(name: str, path: Path, copy: Path) -> None:
+    """Within a dependency DVC follows no link to a folder: what is behind one is no part of the hash."""
+    folders = [path / folder.relative_to(copy) for folder in sorted(copy.rglob("*")) if folder.is_dir()]
+    if links := [folder for folder in folders if folder.is_symlink()]:
+        told = f"{links[0]}{', …' if len(links) > 1 else ''}"
+        again = f"dvc repro --force --single-item fetch_local@{name}"
+        print(f"sources.local.{name}: DVC sees no change behind a link ({told}): after one, {again}", flush=True)
 
 
 def main(arguments: argparse.Namespace) -> None:

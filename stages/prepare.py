@@ -10,11 +10,13 @@ import argparse
 import json
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
+import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from lightning_modules.errors import PipelineError
@@ -24,11 +26,13 @@ from stages.languages import check_languages
 from stages.outputs import whole_directory, whole_file
 from stages.parallel import cores, count, ordered_results
 from stages.params import load_params
+from stages.params_data import Entry, TextFiles
 from stages.params_schema import Params, Prepare
-from stages.readers import entry_files
-from stages.samples import Samples
+from stages.raw_files import TEXT_FORMATS, format_of, returns_alone
+from stages.readers import entry_files, tell_unread
+from stages.samples import Largest, Samples
 from stages.selection import Selected, require_known_sources, select
-from stages.splits import SPLITS, Kept, write_splits
+from stages.splits import SPLITS, Kept, split_of, write_splits
 from stages.tasks import PRETRAINING
 from stages.text import FILTERS
 
@@ -57,6 +61,7 @@ def prepare(params: Params, raw: Path, prepared: Path, report_file: Path, worker
         require_known_sources(params)
     with whole_directory(prepared) as folder:
         jobs = list(_file_jobs(params, raw, folder / "runs"))
+        tell_unread(chain.from_iterable(params.data.values()), raw)
         workers = min(workers, 1 + sum(path.stat().st_size for job in jobs for path in job.files) // WORTH)
         bar: tqdm[Any]
         with progress(name="prepare", unit="record") as bar:
@@ -64,7 +69,9 @@ def prepare(params: Params, raw: Path, prepared: Path, report_file: Path, worker
         dropped = _dropped(jobs, counts)
         kept = _merge_all(params, jobs, counts, folder, workers)
         for purpose, result in kept.items():
-            _require_splits(purpose, result.records, dropped, params.prepare)
+            _require_records(purpose, result.records, dropped)
+            _require_splits(purpose, result.records, folder / purpose, [job for job in jobs if job.purpose == purpose])
+        _tell_largest(jobs, counts)
         _join_quarantine(jobs, folder / QUARANTINE)
         shutil.rmtree(folder / "runs", ignore_errors=True)
         selected = select(folder, params, workers) if PRETRAINING in params.data else Selected()
@@ -113,26 +120,64 @@ def _dropped(jobs: list[FileJob], counts: list[FileCounts]) -> dict[tuple[str, s
     return dropped
 
 
-def _require_splits(
-    purpose: str,
-    counts: Mapping[tuple[str, str], int],
-    dropped: Mapping[tuple[str, str], Counter[str]],
-    limits: Prepare,
+def _require_records(
+    purpose: str, counts: Mapping[tuple[str, str], int], dropped: Mapping[tuple[str, str], Counter[str]]
 ) -> None:
-    """A task is trained, chosen and scored; pre-training is not scored on its test split, which may be empty."""
-    needed = SPLITS[:2] if purpose == PRETRAINING else SPLITS
-    records = {split: sum(number for (_, of), number in counts.items() if of == split) for split in SPLITS}
-    total = sum(records.values())
-    if not total:
+    if not sum(counts.values()):
         by_filter = sum((found for (of, _), found in dropped.items() if of == purpose), Counter[str]())
         told = ", ".join(f"{name} dropped {number:,}" for name, number in by_filter.most_common(3))
         advice = f"{told}: see prepare in params.yaml" if told else "its files hold none"
         raise PipelineError(f"data.{purpose}: no record is left after the filters; {advice}")
-    for split in needed:
-        if not records[split]:
-            share = "test_share" if split == "test" else "validation_share"
-            advice = "add data" if split == "train" else f"add data or raise prepare.{share} ({getattr(limits, share)})"
-            raise PipelineError(f"data.{purpose}: none of its {total} records falls in the {split} split: {advice}")
+
+
+def _require_splits(purpose: str, counts: Mapping[tuple[str, str], int], folder: Path, jobs: Sequence[FileJob]) -> None:
+    """A task is trained, chosen and scored; pre-training is not scored on its test split, which may be empty.
+
+    `jobs` are those of the purpose, `folder` has what came of them. A larger share helps only where groups suffice.
+    """
+    needed = SPLITS[:2] if purpose == PRETRAINING else SPLITS
+    filled = {split for (_, split), number in counts.items() if number}
+    empty = next((split for split in needed if split not in filled), None)
+    if empty is None:
+        return
+    columns = [pq.read_table(folder / f"{split}.parquet", columns=["group"])["group"] for split in SPLITS]
+    total, groups = sum(counts.values()), len({group for column in columns for group in column.to_pylist()})
+    ways = _ways(job.entry for job in jobs)
+    if empty != "train" and groups >= len(needed):
+        share = "test_share" if empty == "test" else "validation_share"
+        ways += f" or raise prepare.{share} ({getattr(jobs[0].limits, share)})"
+    if groups < total:
+        ways = f"they are of {groups} document{'s' * (groups > 1)}, and a document stays whole in one split: {ways}"
+    texts = (file for job in jobs for file in job.files if format_of(file) in TEXT_FORMATS)
+    advice = next(filter(None, map(returns_alone, texts)), ways)
+    raise PipelineError(f"data.{purpose}: none of its {total} records falls in the {empty} split: {advice}")
+
+
+def _ways(entries: Iterable[Entry]) -> str:
+    """How the texts become more groups, and smaller ones."""
+    splits = {entry.split for entry in entries if isinstance(entry, TextFiles)}
+    finer = "paragraph or line" if "file" in splits else "line" if "paragraph" in splits else ""
+    return f"use split: {finer}, or add data" if finer else "add data"
+
+
+def _tell_largest(jobs: Sequence[FileJob], counts: Sequence[FileCounts]) -> None:
+    """Prints a line for each source most of whose text is surely of one group: all of that is in one split."""
+    found: dict[tuple[str, str], Largest] = defaultdict(Largest)
+    entries: dict[tuple[str, str], list[Entry]] = defaultdict(list)
+    for job, one in zip(jobs, counts, strict=True):
+        found[job.purpose, job.entry.source].merge(one.largest)
+        entries[job.purpose, job.entry.source].append(job.entry)
+    for (purpose, source), largest in found.items():
+        if 2 * largest.sure <= largest.whole:
+            continue
+        readers, limits = entries[purpose, source], jobs[0].limits
+        text = any(isinstance(entry, TextFiles) for entry in readers)
+        named = f"document, in {largest.file}" if text else f"group, {largest.group}"
+        split = split_of(largest.group, limits.validation_share, limits.test_share)
+        part = "all" if largest.sure == largest.whole else f"at least {100 * largest.sure // largest.whole}%"
+        advice = (returns_alone(Path(largest.file)) if text else "") or _ways(readers)
+        told = f"{part} of source {source} is one {named}, kept whole in the {split} split"
+        print(f"data.{purpose}: {told}: {advice}", flush=True)
 
 
 def _join_quarantine(jobs: list[FileJob], path: Path) -> None:

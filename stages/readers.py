@@ -6,6 +6,7 @@ record is held at a time, and what the reader of an embedded wheel holds: a serv
 
 import zipfile
 import zlib
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from itertools import zip_longest
 from pathlib import Path
@@ -25,7 +26,7 @@ from stages.params_data import (
     Table,
     TextFiles,
 )
-from stages.raw_files import TABLE_FORMATS, TEXT_FORMATS, files_in, read_lines, read_parts
+from stages.raw_files import TABLE_FORMATS, TEXT_FORMATS, files_in, read_lines, read_parts, tell_left_out
 from stages.sources import Bad, Row, group_at, read_rows, unusable, value_at
 from stages.splits import digest
 from stages.squad import squad_rows
@@ -58,6 +59,16 @@ def entry_files(entry: Entry, raw: Path) -> list[tuple[Path, ...]]:
         counts = f"{raw / entry.source} holds {len(files)} text files, {raw / entry.target} {len(others)}"
         raise PipelineError(f"{counts}: parallel files go in pairs, in the order of their names")
     return list(zip(files, others, strict=True))
+
+
+def tell_unread(entries: Iterable[Entry], raw: Path) -> None:
+    """Prints a line for each source in `raw` some of whose files none of the entries reads."""
+    formats: dict[str, set[str]] = defaultdict(set)
+    for entry in entries:
+        for source in (entry.source, entry.target) if isinstance(entry, Parallel | ParallelTexts) else (entry.source,):
+            formats[source].update(READERS[entry.reader].formats)
+    for source, read in formats.items():
+        tell_left_out(f"source {source}", raw / source, sorted(read))
 
 
 def _text(entry: TextFiles, file: Path) -> Iterator[Row | Bad]:

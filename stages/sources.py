@@ -21,11 +21,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lightning_modules.errors import PipelineError
-from stages.json_list import json_list
-from stages.raw_files import CHUNK, COMPRESSIONS, format_of, open_raw, read_lines, read_parts
+from stages.json_list import is_lines, json_list
+from stages.raw_files import CHUNK, COMPRESSIONS, format_of, open_raw, read_lines, read_parts, returns_alone
 
 _BATCH = 64  # parquet rows decoded at a time
 _LONGEST_CELL = 1 << 24  # characters: what a quotation mark that is never closed takes is held, and read again
+_AS_LINES = ", but seems to hold a record a line: rename the original from .json to .jsonl"
+_AS_LIST = "; it begins as a list does: rename the original from .jsonl to .json"
 _UNCLOSED = ": a quotation mark that opens here is not closed; the next line is read as a row"
 
 
@@ -108,7 +110,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(text.decode())
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise PipelineError(f"{path} is not json ({error})") from None
+        raise PipelineError(f"{path} is not json ({error}){_AS_LINES if _holds_lines(path) else ''}") from None
 
 
 def _json_rows(path: Path) -> Iterator[Row | Bad]:
@@ -117,10 +119,14 @@ def _json_rows(path: Path) -> Iterator[Row | Bad]:
         for number, value in enumerate(json_list(_decoded(path)), start=1):
             yield Row(number, value) if isinstance(value, dict) else Bad(number, "not a JSON object")
     except TypeError:
-        advice = "use reader squad if it is SQuAD's, or name the files to be read one by one in sources.local"
-        raise PipelineError(f"{path} is not a list of records: {advice}") from None
+        advice = ": use reader squad if it is SQuAD's, or name the files to be read one by one in sources.local"
+        raise PipelineError(f"{path} is not a list of records{_AS_LINES if _holds_lines(path) else advice}") from None
     except (ValueError, RecursionError) as error:
         raise PipelineError(f"{path} is not json behind its record {number} ({error})") from None
+
+
+def _holds_lines(path: Path) -> bool:
+    return is_lines(part for _, part in read_parts(path, CHUNK))
 
 
 def _decoded(path: Path) -> Iterator[str]:
@@ -134,16 +140,17 @@ def _jsonl_rows(path: Path) -> Iterator[Row | Bad]:
     for number, line in read_lines(path):
         if not line.strip():
             continue
+        hint = _AS_LIST if number == 1 and line.lstrip().startswith(b"[") else ""
         try:
             values = json.loads(line.decode())
         except UnicodeDecodeError as error:
             yield Bad(number, f"not UTF-8 (byte {error.start + 1} of the line)")
         except json.JSONDecodeError as error:
-            yield Bad(number, f"not JSON ({error.msg}, column {error.colno})")
+            yield Bad(number, f"not JSON ({error.msg}, column {error.colno}){hint}")
         except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets nested as deep
             yield Bad(number, f"not usable JSON ({error})")
         else:
-            yield Row(number, values) if isinstance(values, dict) else Bad(number, "not a JSON object")
+            yield Row(number, values) if isinstance(values, dict) else Bad(number, f"not a JSON object{hint}")
 
 
 def _delimited_rows(path: Path, columns: Sequence[str]) -> Iterator[Row | Bad]:
@@ -173,9 +180,11 @@ def _delimited_rows(path: Path, columns: Sequence[str]) -> Iterator[Row | Bad]:
         except StopIteration:
             return
         except csv.Error as error:
+            problem = f"not {kind} ({_told(error)})"
             if header is None:
-                raise PipelineError(f"{path}: line {start}, which names the columns, is not {kind} ({error})") from None
-            yield Bad(start, f"not {kind} ({error}){_UNCLOSED if len(record) > 1 else ''}")
+                names = f"{path}: line {start}, which names the columns, is {problem}"
+                raise PipelineError(returns_alone(path) or names) from None
+            yield Bad(start, f"{problem}{_UNCLOSED if len(record) > 1 else ''}")
             again.extendleft(reversed(record[1:]))
             del record[1:]
             reader = _delimited(lines(), kind)
@@ -194,6 +203,11 @@ def _delimited(lines: Iterator[str], kind: str) -> Iterator[list[str]]:
     if kind == "tsv":
         return csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
     return csv.reader(lines, strict=True)
+
+
+def _told(error: csv.Error) -> str:
+    """What it says; of a carriage return Python advises whoever opens the file, in a program."""
+    return "a carriage return in a cell without quotes" if str(error).startswith("new-line") else str(error)
 
 
 def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[Row | Bad]:
@@ -234,7 +248,16 @@ def _parquet_row(batch: pa.RecordBatch, row: int, number: int) -> Row | Bad:
 
 def _require(path: Path, present: Sequence[str], columns: Sequence[str]) -> None:
     for name in columns:
-        if name not in present and name.split(".")[0] not in present:
-            nearest = get_close_matches(name, present, n=1)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        found = name if name in present else name.split(".")[0]
+        if found not in present:
+            hint = _hint(name, present, format_of(path))
             raise PipelineError(f"{path} has no column {name!r}, but {', '.join(map(repr, present))}{hint}")
+        if (times := present.count(found)) > 1:
+            raise PipelineError(f"{path} has {times} columns of the name {found!r}: rename those that are not meant")
+
+
+def _hint(name: str, present: Sequence[str], kind: str) -> str:
+    if len(present) == 1 and kind != ".parquet" and (mark := next((one for one in ";\t,|" if one in present[0]), "")):
+        return f": it is separated by {mark!r}, but .csv is read with commas, .tsv with tabs: convert or rename it"
+    nearest = get_close_matches(name, present, n=1)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""

@@ -125,6 +125,44 @@ def test_a_local_file_that_cannot_be_used(tmp_path: Path, name: str, content: by
     assert not (tmp_path / "raw" / "mine").exists()
 
 
+def test_a_folder_tells_what_it_leaves_out_and_what_dvc_does_not_see(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "mine"
+    for name in ("mine/a.txt", "mine/b.md", "mine/noext", "mine/.DS_Store", "mine/sub/c.TXT", "far/d.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("text")
+    fetch(sources(mine={"path": str(folder)}), "mine", tmp_path / "raw")
+    left_out = f"sources.local.mine: left out 2 of 4 files in {folder}, being none of .txt, .jsonl, .json, .csv, .tsv, "
+    assert capsys.readouterr().out == f"{left_out}.parquet, .whl: b.md, noext\n"
+    (folder / "linked").symlink_to(tmp_path / "far")
+    fetch(sources(mine={"path": str(folder)}), "mine", tmp_path / "raw")
+    assert (tmp_path / "raw/mine/linked/d.txt").read_text() == "text"
+    assert not any(path.is_symlink() for path in (tmp_path / "raw").rglob("*"))
+    told = f"sources.local.mine: DVC sees no change behind a link ({folder}/linked): after one, dvc repro --force "
+    assert capsys.readouterr().out.splitlines()[1] == f"{told}--single-item fetch_local@mine"
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("", '"" or . would be the whole checkout: name a file'),
+        (".", '"" or . would be the whole checkout: name a file'),
+        ("..", r"\.\. holds data/raw, where its copy goes: name a folder beside that"),
+        ("data", "data holds data/raw, where its copy goes"),
+        ("~/mine.txt", "~/mine.txt does not exist: ~ is not expanded, write the home folder out"),
+    ],
+)
+def test_a_path_that_cannot_be_meant(tmp_path: Path, path: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "checkout/data/raw").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "checkout")
+    for name in ("a.txt", "data/b.txt"):
+        Path(name).write_text("not meant")
+    with pytest.raises(PipelineError, match=rf"sources\.local\.mine\.path: {message}"):
+        fetch(sources(mine={"path": path}), "mine", Path("data/raw"))
+    assert not any(Path("data/raw").iterdir())
+
+
 def test_an_unknown_name_names_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match=r"no source 'corpsu'.*did you mean corpus\?"):
         fetch(sources(corpus={"path": "x.txt"}), "corpsu", tmp_path)

@@ -255,3 +255,16 @@ def test_csv_that_is_not_utf8_costs_its_own_rows(tmp_path: Path) -> None:
     run(tmp_path, {"pretraining": [{"source": "mine", "reader": "table", "columns": {"text": "body"}}]})
     assert quarantine(tmp_path) == [(11, "column 'body' is not UTF-8 (character 4)")]
     assert len(records(tmp_path, "pretraining")) == 61
+
+
+def test_files_that_no_reader_of_a_source_reads_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_pairs(tmp_path, ENGLISH, GERMAN)
+    write(tmp_path / "raw/german/notes.md", "not read")
+    write_jsonl(tmp_path / "raw/english/a.jsonl", [{"body": f"text {letters(n)}"} for n in NUMBERS])
+    table = {"source": "english", "reader": "table", "columns": {"text": "body"}}
+    run(tmp_path, {"translation": [parallel()], "pretraining": [table]})
+    german = f"source german: left out 1 of 2 files in {tmp_path}/raw/german, being none of .txt: notes.md\n"
+    assert capsys.readouterr().out == german
+    run(tmp_path, {"translation": [parallel()]})
+    english = f"source english: left out 1 of 2 files in {tmp_path}/raw/english, being none of .txt: a.jsonl\n"
+    assert capsys.readouterr().out == english + german

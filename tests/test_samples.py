@@ -2,11 +2,12 @@
 
 import pickle
 import random
+from collections import Counter
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.samples import Samples
+from stages.samples import Largest, Samples
 
 MET = st.tuples(
     st.sampled_from(["pretraining", "translation"]),
@@ -40,3 +41,22 @@ def test_long_texts_are_cut() -> None:
     assert samples.lines() == [
         {"purpose": "pretraining", "source": "web", "filter": "languages", "text": "x" * 500, "detail": "y" * 500}
     ]
+
+
+@given(files=st.lists(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 50))), max_size=4))
+def test_the_largest_group_is_found_in_passing_and_no_more_is_said_than_is_sure(
+    files: list[list[tuple[str, int]]],
+) -> None:
+    together, counts = Largest(), Counter[str]()
+    for number, texts in enumerate(files):
+        one = Largest()
+        for group, characters in texts:
+            one.add(group, f"{number}.txt", characters)
+            counts[group] += characters
+        together.merge(one)
+    assert together.whole == counts.total()
+    assert together.sure <= counts[together.group]
+    for group, characters in counts.items():
+        if 2 * characters > together.whole:
+            assert together.group == group
+            assert together.sure >= 2 * characters - together.whole

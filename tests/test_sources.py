@@ -13,7 +13,7 @@ import zstandard
 
 from lightning_modules.errors import PipelineError
 from stages.raw_files import files_in, format_of, read_lines
-from stages.sources import Bad, Row, read_rows, unusable, value_at
+from stages.sources import Bad, Row, read_json, read_rows, unusable, value_at
 
 ROWS = [{"body": "first, line", "lang": "en"}, {"body": 'zwei "Wörter"', "lang": "de"}]
 
@@ -100,6 +100,61 @@ def test_a_json_file_is_a_list_of_records_or_one_error(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(PipelineError, match=message):
             list(read_rows(path, ["body"]))
+
+
+def test_json_under_the_name_of_json_lines_and_the_reverse(tmp_path: Path) -> None:
+    lines, path = tmp_path / "a.jsonl", tmp_path / "a.json"
+    for text in ('{"body": "x"}\n\n{"body": "y"}\n', '{"body": "x"}\n{"body'):
+        path.write_text(text)
+        for read in (lambda: list(read_rows(path, ["body"])), lambda: read_json(path)):
+            with pytest.raises(PipelineError, match=r"seems to hold a record a line: rename .* from \.json to \.jsonl"):
+                read()
+    for text in ('{"data": []}', '{"data":\n{}}', '{"data": []}\n'):
+        path.write_text(text)
+        with pytest.raises(PipelineError, match="use reader squad if") as caught:
+            list(read_rows(path, ["body"]))
+        assert "rename" not in str(caught.value)
+    for text in ('[{"body": "x"}]', '[\n{"body": "x"},\n'):
+        lines.write_text(text)
+        first = next(read_rows(lines, ["body"]))
+        assert isinstance(first, Bad)
+        assert first.reason.endswith("it begins as a list does: rename the original from .jsonl to .json")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "en;de\na;b\n", "separated by ';', but .csv is read with commas, .tsv with tabs: convert or rename"),
+        ("a.csv", "en\tde\na\tb\n", r"separated by '\\t', but"),
+        ("a.tsv", "en,de\na,b\n", "separated by ',', but"),
+        ("a.csv", "en,de\ra,b\rc,d\r", r"the lines of .*a\.csv end with carriage returns alone: convert the original"),
+        ("a.tsv", "en\tde\ra\tb\r", r"a\.tsv end with carriage returns alone"),
+        ("a.csv", "e\rn,de\na,b\n", r"not csv \(a carriage return in a cell without quotes\)"),
+        ("a.csv", "en,de,de\na,b,c\n", "has 2 columns of the name 'de': rename those that are not meant"),
+        ("a.csv", "\na,b\n", "has no column 'de'"),
+    ],
+)
+def test_tables_of_another_kind_say_what_to_do(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content, newline="")
+    with pytest.raises(PipelineError, match=message):
+        list(read_rows(tmp_path / name, ["de"]))
+
+
+def test_a_name_that_stands_twice_matters_only_where_it_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("body,n,n\none,1,2\n")
+    [row] = [row for row in read_rows(tmp_path / "a.csv", ["body"]) if isinstance(row, Row)]
+    assert row.values["body"] == "one"
+    twice = pa.table([["a"], ["b"], ["c"]], names=["body", "n", "n"])
+    pq.write_table(twice, tmp_path / "a.parquet")
+    with pytest.raises(PipelineError, match="has 2 columns of the name 'n'"):
+        list(read_rows(tmp_path / "a.parquet", ["body", "n"]))
+
+
+def test_a_return_within_a_cell_is_told_in_our_words(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"body,n\na\rb,1\nfine,2\n")
+    bad, row = read_rows(tmp_path / "a.csv", ["body"])
+    assert bad == Bad(2, "not csv (a carriage return in a cell without quotes)")
+    assert row == Row(3, {"body": "fine", "n": "2"})
 
 
 def test_csv_fields_of_many_lines_and_bad_widths(tmp_path: Path) -> None:
