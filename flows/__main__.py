@@ -2,8 +2,8 @@
 
 DVC is asked first, which takes about a second; only if something has to run is Prefect imported, a local Prefect server
 started (unless PREFECT_API_URL names one) and the flow run, shown here stage by stage. Ctrl-C stops it cleanly: the
-same command goes on from the last checkpoint. Exit status: 0 done, 1 a stage failed, an input is wrong or another run
-holds the workspace, 2 wrong usage, 130 stopped by Ctrl-C, 143 stopped by SIGTERM or in the Prefect UI.
+same command goes on from the last checkpoint. Exit status: 0 done, 1 a stage failed, an input is wrong, another run
+holds the workspace or the server has ended, 2 wrong usage, 130 stopped by Ctrl-C, 143 by SIGTERM or in the Prefect UI.
 """
 
 import argparse
@@ -22,9 +22,10 @@ from flows.console import LiveListener, PlainListener, Recorder, show_failures, 
 from flows.events import listener
 from flows.graph import Plan, read_plan
 from flows.run_stage import Outcome
-from flows.server import prefect_server
-from flows.workspace import workspace
+from flows.server import ServerFailed, prefect_server
+from flows.workspace import STATE, workspace
 from lightning_modules.errors import PipelineError
+from stages.params import require_ready
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 128 + signal.SIGINT
@@ -41,7 +42,10 @@ def main(arguments: list[str] | None = None) -> int:
     except PipelineError as error:
         if os.environ.get("PIPELINE_TRACEBACK"):
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        if isinstance(error, ServerFailed):
+            sys.stdout.flush()
+            os._exit(EXIT_FAILED)  # not before all is told to a server that takes nothing: that can last for minutes
         return EXIT_FAILED
     except KeyboardInterrupt:
         return _say_stopped(EXIT_INTERRUPTED)
@@ -50,6 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(root: Path, targets: list[str] | None, overrides: dict[str, Any], console: Console) -> int:
     with workspace(root, overrides, tell=console.print), console.status("asking DVC what has changed"):
         plan = read_plan(root, targets)
+        require_ready(root / "params.yaml", plan.stages)
     if not plan.stale:
         for name in plan.stages:
             console.print(f"{name:<28} unchanged")
@@ -64,13 +69,19 @@ def _run(root: Path, targets: list[str] | None, overrides: dict[str, Any], conso
 def _run_flow(root: Path, targets: list[str] | None, overrides: dict[str, Any], console: Console) -> int:
     """Runs the flow in this process and shows it; gives the exit status."""
     os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"  # the stages are shown here, the log is in the UI
+    from httpx import HTTPError
+
     from flows.pipeline import flush, pipeline
 
-    try:
-        with _shown(console) as recorder:
-            state = pipeline(targets=targets, overrides=overrides, return_state=True)
-    finally:
-        flush()
+    with contextlib.ExitStack() as unsent:
+        unsent.callback(flush)
+        try:
+            with _shown(console) as recorder:
+                state = pipeline(targets=targets, overrides=overrides, return_state=True)
+        except HTTPError as error:
+            unsent.pop_all()  # it would wait for nobody
+            said = str(error).partition("\n")[0]
+            raise ServerFailed(f"the Prefect server fails ({said}): see {STATE}/prefect/server.log") from error
     show_failures(console, recorder.results)
     if recorder.stopped_by or (state.is_cancelled() and state.name != "Skipped"):
         return _say_stopped(EXIT_INTERRUPTED if recorder.stopped_by == "SIGINT" else EXIT_TERMINATED)

@@ -34,6 +34,7 @@ from flows.status import StatusWriter
 from flows.stopping import wait_until_stopped
 from flows.workspace import STATE, WorkspaceHeld, workspace
 from lightning_modules.errors import PipelineError
+from stages.params import require_ready
 
 RETRY_DELAY_SECONDS = 10.0
 CANCEL_POLL_SECONDS = 3.0
@@ -117,7 +118,9 @@ def pipeline(targets: list[str] | None = None, overrides: dict[str, Any] | None 
             runner = StageRunner(root, environment, keep_open=(lock,))
             watcher = StatusWriter(root, listener.get(), runtime.flow_run.ui_url or "")
             try:
-                run = PipelineRun(read_plan(root, targets), runner, DevicePool.of_this_machine(), watcher)
+                plan = read_plan(root, targets)
+                require_ready(root / "params.yaml", plan.stages)
+                run = PipelineRun(plan, runner, DevicePool.of_this_machine(), watcher)
                 run.watcher.planned(run.plan)
                 stopped = _run_all(run)
             finally:

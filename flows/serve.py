@@ -2,17 +2,22 @@
 
 prefect.yaml is the only list of deployments: `prefect deploy --all` puts the same ones on any other server, for a
 worker of the process work pool to run. automations.yaml, likewise, is what the server does by itself: it calls a run
-crashed that gives no sign of life. Costs a start of 10 s, then some 300 MB of memory for server and runner.
+crashed that gives no sign of life. Costs a start of 10 s, then some 300 MB of memory for server and runner. Ends with
+status 1 if its server does, for whatever supervises it to start both again.
 """
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from flows.server import prefect_server
+import psutil
+
+from flows.server import GONE, prefect_server
 from lightning_modules.errors import PipelineError
 
 if TYPE_CHECKING:
@@ -21,6 +26,7 @@ if TYPE_CHECKING:
 
 
 HEARTBEAT_SECONDS = "30"  # between the signs of life of a run: the shortest that Prefect allows
+RUN_SECONDS = 30.0  # for the stages of a run to save and end, which are given 20
 
 
 def main() -> int:
@@ -31,7 +37,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     root = Path.cwd()
     try:
-        with prefect_server(root) as url:
+        with prefect_server(root, when_gone=end) as url:
             os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", HEARTBEAT_SECONDS)
             put_automations(root / "automations.yaml")
             print(f"Prefect UI: {url.removesuffix('/api')}  (Ctrl-C ends it, and the schedules with it)", flush=True)
@@ -42,6 +48,31 @@ def main() -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     return 0
+
+
+def end() -> NoReturn:
+    """Ends this process, whose server has ended, with status 1; the stages of its runs are asked to first, and save.
+
+    Prefect's own end would take a minute, to tell the server.
+    """
+    runs = psutil.Process().children()
+    for run in runs:
+        with contextlib.suppress(psutil.Error):
+            run.terminate()
+    until = time.monotonic() + RUN_SECONDS
+    while any(_has_children(run) for run in runs) and time.monotonic() < until:
+        time.sleep(0.2)
+    for run in runs:  # it would try, for minutes, to tell the server
+        with contextlib.suppress(psutil.Error):
+            run.kill()
+    print(f"error: {GONE}: start `make serve-flows` again", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def _has_children(run: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return bool(run.children())
+    return False
 
 
 def serve_deployments(file: Path) -> None:

@@ -1,20 +1,24 @@
 """The local Prefect server: settings, start, stop. Imports no Prefect itself; a start takes 5–20 s.
 
 All runs of a workspace that are at work at once (`make demo`, `make serve-flows`) share one server, whose database is
-.pipeline/prefect; the last of them to end stops it. With PREFECT_API_URL set, that server is used and none is started.
+.pipeline/prefect; the last of them to end stops it. Each of them looks every second whether it is still there, and ends
+where it is not. With PREFECT_API_URL set, that server is used, and none is started or watched.
 """
 
 import contextlib
 import fcntl
 import http.client
 import json
+import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -28,13 +32,29 @@ HOST = "127.0.0.1"
 PORT = 4200
 START_SECONDS = 240.0  # two minutes were needed where six processes shared each core
 STOP_SECONDS = 10.0
+WATCH_SECONDS = 1.0
+GONE = f"the Prefect server has ended meanwhile (see {STATE}/prefect/server.log)"
+
+
+class ServerFailed(PipelineError):
+    """The Prefect server has ended, or does not do its work: Prefect's threads still try, for minutes, to tell it."""
+
+
+def stop_this_process() -> None:
+    """SIGTERM to this process, whose server has ended; from now on Prefect asks that but once, not for a minute."""
+    if prefect := sys.modules.get("prefect.settings"):
+        prefect.get_current_settings().client.max_retries = 0
+    logging.raiseExceptions = False  # what cannot be sent there any more is not worth a line each
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextmanager
-def prefect_server(root: Path) -> Iterator[str]:
+def prefect_server(root: Path, when_gone: Callable[[], None] = stop_this_process) -> Iterator[str]:
     """Gives the URL of the Prefect API, and sets this process's environment for it. Enter before importing Prefect.
 
-    Raises PipelineError if the server that PREFECT_API_URL names does not answer, or if none can be started.
+    `when_gone` is called, in a thread of its own, if this workspace's server ends before the block does; what the block
+    raises then becomes ServerFailed. Raises PipelineError if the server that PREFECT_API_URL names does not answer, or
+    if none can be started.
     """
     if url := os.environ.get("PREFECT_API_URL"):
         if not answers(url):
@@ -54,8 +74,10 @@ def prefect_server(root: Path) -> Iterator[str]:
             ours |= {name: value for name, value in settings(home).items() if name not in os.environ}
             ours["PREFECT_API_URL"] = url
             os.environ.update(ours)
+            leader = _noted(home)[1]
             fcntl.flock(starting, fcntl.LOCK_UN)
-            yield url
+            with _watched(leader, when_gone):
+                yield url
         finally:
             for name in ours:  # a later server of this process has another home
                 os.environ.pop(name, None)
@@ -63,6 +85,29 @@ def prefect_server(root: Path) -> Iterator[str]:
             with contextlib.suppress(BlockingIOError):  # somebody else uses it: they will stop it
                 fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 _stop(home)
+
+
+@contextmanager
+def _watched(leader: int, when_gone: Callable[[], None]) -> Iterator[None]:
+    """Calls `when_gone` if that process ends before the block; an exception of the block is ServerFailed then."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(WATCH_SECONDS):
+            if not _works(leader):
+                return when_gone()
+
+    watcher = threading.Thread(target=watch, name="prefect-server-watcher", daemon=True)
+    watcher.start()
+    try:
+        yield
+    except BaseException as error:
+        if _works(leader):
+            raise
+        raise ServerFailed(f"{GONE}: run again; what was done is not done again") from error
+    finally:
+        over.set()
+        watcher.join()
 
 
 def answers(url: str, seconds: float = 3.0) -> bool:
@@ -136,6 +181,13 @@ def _started_on(port: int, home: Path) -> str | None:
         process.kill()
         raise
     return url
+
+
+def _works(process: int) -> bool:
+    """Whether it has not ended: one that this process has started stays as a zombie then."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _listens(leader: int, url: str) -> bool:

@@ -15,9 +15,9 @@ from stages.outputs import whole_file
 from stages.params import load_params
 from stages.params_data import Section
 from stages.params_file import read_params_file
+from stages.params_schema import AutoOrCount, Count, word_or_count
 
 Value = bool | int | float | str
-Count = Annotated[int, Field(ge=1)]
 _SIGNIFICANT = 4  # digits of a number that is tried: what is printed is what was tried
 
 
@@ -52,8 +52,8 @@ class Sweep(Section):
     stage: str
     metric: Literal["validation_loss", "validation_bits_per_byte", "validation_score"]
     trials: Count
-    side_by_side: Count | Literal["auto"]
-    prune_after: Count | Literal["never"]
+    side_by_side: AutoOrCount
+    prune_after: Annotated[int | Literal["never"], word_or_count("never")]
     seed: Annotated[int, Field(ge=0)]
     fixed: dict[str, Any]
     space: Annotated[dict[str, Range | Annotated[list[Value], Field(min_length=2)]], Field(min_length=1)]

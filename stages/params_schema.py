@@ -18,10 +18,15 @@ from stages.params_data import Entry, Language, Section, SourceName, Sources, Te
 from stages.tasks import TASKS
 
 
-def _auto_or_count(value: Any) -> int | str:
-    if value == "auto" or (type(value) is int and value >= 1):
-        return value  # type: ignore[no-any-return]
-    raise ValueError("must be auto or a whole number, at least 1")
+def word_or_count(word: str) -> PlainValidator:
+    """A key whose value is `word` or a whole number, at least 1."""
+
+    def checked(value: Any) -> int | str:
+        if value == word or (type(value) is int and value >= 1):
+            return value  # type: ignore[no-any-return]
+        raise ValueError(f"must be {word} or a whole number, at least 1")
+
+    return PlainValidator(checked)
 
 
 def _objective(value: Any) -> dict[str, float]:
@@ -56,7 +61,7 @@ Dropout = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
-AutoOrCount = Annotated[int | Literal["auto"], PlainValidator(_auto_or_count)]
+AutoOrCount = Annotated[int | Literal["auto"], word_or_count("auto")]
 
 
 class Prepare(Section):

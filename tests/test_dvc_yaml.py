@@ -13,7 +13,8 @@ DECIDES_NOTHING = {
     f"stages/{name}.py"
     for name in (
         *("__init__", "console", "delivery", "dvc_lock", "lineage", "outputs", "params", "params_data"),
-        *("params_file", "params_schema", "ranks", "sender", "session", "spool", "tracking", "tracking_store"),
+        *("params_checks", "params_errors", "params_file", "params_ready", "params_schema", "ranks", "sender"),
+        *("session", "spool", "tracking", "tracking_store"),
     )
 } | {"lightning_modules/__init__.py", "lightning_modules/errors.py"}
 

@@ -1,6 +1,8 @@
-"""`python -m flows` as a person meets it. Its own Prefect server is started and stopped once (10 s)."""
+"""`python -m flows` as a person meets it. Its own Prefect server is started three times (10 s each)."""
 
+import json
 import signal
+import subprocess
 from pathlib import Path
 
 import psutil
@@ -69,3 +71,43 @@ def test_ctrl_c_stops_everything_and_the_same_command_goes_on(tmp_path: Path) ->
     set_mode(tmp_path, "")
     reproduce(tmp_path)  # what the flow has done, DVC finds done
     assert run_flows(tmp_path)[1].count("unchanged") == 5
+
+
+def start_with_a_server(project: Path) -> tuple["subprocess.Popen[str]", psutil.Process]:
+    """Starts the flow with another value in params.yaml; gives it, with a stage at work, and its Prefect server."""
+    process = start_flows(project, "--set", "prepare.min_characters=4")
+    eventually(lambda: (project / "pids").exists() or process.poll() is not None)
+    assert process.poll() is None, process.communicate()[0]
+    noted = json.loads((project / ".pipeline" / "prefect" / "server.json").read_text())
+    return process, psutil.Process(noted["process"])
+
+
+def test_the_end_of_its_own_server_stops_everything_and_is_one_clear_line(tmp_path: Path) -> None:
+    params = (make_project(tmp_path, "checkpoints") / "params.yaml").read_bytes()
+    process, server = start_with_a_server(tmp_path)
+    family = psutil.Process(process.pid).children(recursive=True)
+    server.kill()
+    output, _ = process.communicate(timeout=90)  # Prefect alone tries for three minutes
+    assert process.returncode == 1
+    assert output.splitlines()[-1] == (
+        "error: the Prefect server has ended meanwhile (see .pipeline/prefect/server.log): "
+        "run again; what was done is not done again"
+    )
+    assert "Traceback" not in output
+    assert (tmp_path / "checkpoint").read_text() == "saved"
+    assert [member for member in family if still_works(member.pid)] == []
+    assert (tmp_path / "params.yaml").read_bytes() == params
+
+
+@pytest.mark.skipif(not psutil.LINUX, reason="a limit for another process")
+def test_a_server_of_its_own_that_fails_is_one_clear_line(tmp_path: Path) -> None:
+    params = (make_project(tmp_path, "waits") / "params.yaml").read_bytes()
+    process, server = start_with_a_server(tmp_path)
+    server.rlimit(psutil.RLIMIT_FSIZE, (0, 0))  # as with a full disk: its database takes nothing any more
+    (tmp_path / "go").touch()
+    output, _ = process.communicate(timeout=90)
+    assert process.returncode == 1
+    assert output.splitlines()[-1].startswith("error: the Prefect server fails (Server error '500")
+    assert "Traceback" not in output
+    assert not still_works(server.pid)
+    assert (tmp_path / "params.yaml").read_bytes() == params

@@ -145,6 +145,7 @@ HUB = "{kind: hub, path: wikitext, name: v1, split: train, revision: main"
         ("  summarization:   ", "  sumarization:   ", "  sumarization:", "did you mean summarization?"),
         ("  translation:        {steps", "  # {steps", "  translation:\n", "data.translation: unknown purpose"),
         ("tasks:  ", "tasks: []\nold: ", "old:", "old: unknown key"),
+        ("local: {} ", "local: {a: {path: 5}} ", "local:", "a.path: got 5, must be text, the path of a file or folder"),
         ("experiment: default", "experiment: ''", "  experiment", "tracking.experiment: got '', must have at least 1"),
     ],
 )
@@ -153,6 +154,14 @@ def test_a_mistake_is_one_line_with_its_place(tmp_path: Path, old: str, new: str
     message = error_of(tmp_path, text)
     assert message.startswith(f"params.yaml:{line_of(text, at)}: ")
     assert says in message
+
+
+@pytest.mark.parametrize("value", ["yes", "[1]", "{a: 1}", "2.5", ""])
+def test_all_forms_that_a_value_may_have_are_told(tmp_path: Path, value: str) -> None:
+    text = TEXT.replace("  compile: auto", f"  compile: {value}", 1)
+    message = error_of(tmp_path, text)
+    assert message.startswith(f"params.yaml:{line_of(text, '  compile:')}: pretrain.compile: got ")
+    assert message.endswith(", must be 'auto', true or false")
 
 
 @pytest.mark.parametrize(
