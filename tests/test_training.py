@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -276,8 +277,9 @@ def test_a_stopped_process_that_is_not_the_first_ends_quietly(tmp_path: Path, mo
 
     monkeypatch.setattr(training, "fit", stop)
     monkeypatch.setenv("LOCAL_RANK", "1")
+    job: Any = SimpleNamespace(name="translation")
     nothing: Any = None
-    training.run_training(nothing, nothing, nothing, nothing, nothing)
+    training.run_training(job, nothing, nothing, nothing, nothing)
 
 
 def test_wrong_inputs_are_one_line_and_status_1(finetuned: Path, tmp_path: Path) -> None:
