@@ -42,8 +42,10 @@ def main(arguments: list[str] | None = None) -> int:
     except PipelineError as error:
         if os.environ.get("PIPELINE_TRACEBACK"):
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        if isinstance(error, ServerFailed):
+        failed = isinstance(error, ServerFailed)
+        line = "\n" * failed  # Prefect's own words on a server that fails end in no line
+        print(f"{line}error: {error}", file=sys.stderr, flush=True)
+        if failed:
             sys.stdout.flush()
             os._exit(EXIT_FAILED)  # not before all is told to a server that takes nothing: that can last for minutes
         return EXIT_FAILED
