@@ -88,13 +88,12 @@ def environment(process: psutil.Process) -> dict[str, str]:
     """What `process` was started with.
 
     Linux shows neither environment nor arguments while a program is being executed, which `Popen` does not wait for:
-    such a process is asked again. A kernel's thread has no program; one that was given no environment has arguments.
-    Raises psutil.Error for a process that has ended, and for one that may not be read.
+    such a process is asked again, and once more when it has arguments. A kernel's thread has no program. Raises
+    psutil.Error for a process that has ended, and for one that may not be read.
     """
-    deadline = time.monotonic() + EXECUTED_SECONDS
-    while not (found := process.environ()) and process.exe() and not process.cmdline():
-        if time.monotonic() > deadline:
-            break
+    deadline, executed = time.monotonic() + EXECUTED_SECONDS, False
+    while not (found := process.environ()) and process.exe() and not executed and time.monotonic() < deadline:
+        executed = bool(process.cmdline())
         time.sleep(0.001)
     return found
 
