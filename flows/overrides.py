@@ -14,11 +14,12 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from lightning_modules.errors import PipelineError
-from stages.console import BEFORE_OVERRIDES, WITH_OVERRIDES
+from stages.console import BEFORE_OVERRIDES
 from stages.outputs import whole_file
 from stages.params import Params
 from stages.params_file import syntax_problem
 
+WITH_OVERRIDES = BEFORE_OVERRIDES.with_name("params.during.yaml")
 _ABSENT = object()
 
 

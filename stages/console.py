@@ -16,8 +16,7 @@ from stages.stage_log import heard
 
 EXIT_WRONG_INPUT = 1
 EXIT_STOPPED = 128 + signal.SIGTERM  # what a shell shows for a process ended by SIGTERM
-# The texts of params.yaml before and during a run that has values of its own; there until it has ended.
-BEFORE_OVERRIDES, WITH_OVERRIDES = Path(".pipeline/params.before.yaml"), Path(".pipeline/params.during.yaml")
+BEFORE_OVERRIDES = Path(".pipeline/params.before.yaml")  # params.yaml without a run's own values; there until it ends
 
 
 def progress(
@@ -64,10 +63,11 @@ def run_stage(main: Callable[[argparse.Namespace], Any], parser: argparse.Argume
 
 def _refuse_overrides() -> None:
     """DVC by itself would take the values of a run that was killed, or is at work, for those of params.yaml."""
-    if "DVC_STAGE" not in os.environ or "PIPELINE_RUN" in os.environ or not WITH_OVERRIDES.is_file():
+    if "DVC_STAGE" not in os.environ or "PIPELINE_RUN" in os.environ or not BEFORE_OVERRIDES.is_file():
         return
-    if WITH_OVERRIDES.read_bytes() == Path("params.yaml").read_bytes():
+    if BEFORE_OVERRIDES.read_bytes() != Path("params.yaml").read_bytes():
         raise PipelineError(
             "params.yaml has other values for the time of one run. Where that run is at work, wait for its end; where "
-            f"it was killed, put back what was there: mv {BEFORE_OVERRIDES} params.yaml (the next `make demo` does it)"
+            "it was killed, the next `make demo` takes them back, or, with any later edit of yours: "
+            f"mv {BEFORE_OVERRIDES} params.yaml"
         )

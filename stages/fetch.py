@@ -145,7 +145,13 @@ def _fetch_hub(source: HubSource, key: str, folder: Path, bar: "tqdm[Any]") -> N
 def _copy_local(source: LocalSource, key: str, folder: Path, bar: "tqdm[Any]") -> None:
     """Copies a file, or the usable files of a folder, with their places in it."""
     path = source.path
-    _require_usable(path, f"{key}.path", folder)
+    if not path.exists():
+        raise PipelineError(f"{key}.path: {path} does not exist")
+    if path.is_file() and path.name.startswith("."):
+        raise PipelineError(f"{key}.path: {path} is hidden, and prepare reads no hidden file: take the dot off")
+    if path.is_file() and format_of(path) not in _LOCAL_FORMATS:
+        formats, packed = ", ".join(_LOCAL_FORMATS), " or ".join(COMPRESSIONS)
+        raise PipelineError(f"{key}.path: {path} is none of {formats} (also with {packed}): convert or rename it")
     files = [path] if path.is_file() else files_in(path, _LOCAL_FORMATS)
     base = path.parent if path.is_file() else path
     bar.total = sum(file.stat().st_size for file in files)
@@ -161,22 +167,6 @@ def _copy_local(source: LocalSource, key: str, folder: Path, bar: "tqdm[Any]") -
                     bar.update(len(chunk))
         except OSError as error:
             raise PipelineError(f"{key}.path: {file} cannot be copied: {error}") from None
-
-
-def _require_usable(path: Path, key: str, folder: Path) -> None:
-    """`folder`: where the copy goes, which what is copied must not hold."""
-    if path == Path():  # what an empty text becomes
-        raise PipelineError(f'{key}: "" or . would be the whole checkout: name a file, or a folder of texts')
-    if not path.exists():
-        advice = ": ~ is not expanded, write the home folder out" if str(path).startswith("~") else ""
-        raise PipelineError(f"{key}: {path} does not exist{advice}")
-    if folder.resolve().is_relative_to(path.resolve()):
-        raise PipelineError(f"{key}: {path} holds {folder.parent}, where its copy goes: name a folder beside that")
-    if path.is_file() and path.name.startswith("."):
-        raise PipelineError(f"{key}: {path} is hidden, and prepare reads no hidden file: take the dot off")
-    if path.is_file() and format_of(path) not in _LOCAL_FORMATS:
-        formats, packed = ", ".join(_LOCAL_FORMATS), " or ".join(COMPRESSIONS)
-        raise PipelineError(f"{key}: {path} is none of {formats} (also with {packed}): convert or rename it")
 
 
 def _tell_links(name: str, path: Path, copy: Path) -> None:

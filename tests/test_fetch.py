@@ -143,26 +143,6 @@ def test_a_folder_tells_what_it_leaves_out_and_what_dvc_does_not_see(
     assert capsys.readouterr().out.splitlines()[1] == f"{told}--single-item fetch_local@mine"
 
 
-@pytest.mark.parametrize(
-    ("path", "message"),
-    [
-        ("", '"" or . would be the whole checkout: name a file'),
-        (".", '"" or . would be the whole checkout: name a file'),
-        ("..", r"\.\. holds data/raw, where its copy goes: name a folder beside that"),
-        ("data", "data holds data/raw, where its copy goes"),
-        ("~/mine.txt", "~/mine.txt does not exist: ~ is not expanded, write the home folder out"),
-    ],
-)
-def test_a_path_that_cannot_be_meant(tmp_path: Path, path: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "checkout/data/raw").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path / "checkout")
-    for name in ("a.txt", "data/b.txt"):
-        Path(name).write_text("not meant")
-    with pytest.raises(PipelineError, match=rf"sources\.local\.mine\.path: {message}"):
-        fetch(sources(mine={"path": path}), "mine", Path("data/raw"))
-    assert not any(Path("data/raw").iterdir())
-
-
 def test_an_unknown_name_names_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match=r"no source 'corpsu'.*did you mean corpus\?"):
         fetch(sources(corpus={"path": "x.txt"}), "corpsu", tmp_path)

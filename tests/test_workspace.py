@@ -128,7 +128,10 @@ def test_dvc_by_itself_does_not_take_a_killed_runs_values_for_the_users(root: Pa
     process.communicate()
     refused = stage(**by_dvc)
     assert refused.returncode == 1
-    assert "put back what was there: mv .pipeline/params.before.yaml params.yaml" in refused.stderr
+    assert "mv .pipeline/params.before.yaml params.yaml" in refused.stderr
+    with (root / "params.yaml").open("a") as file:
+        file.write("# mine\n")
+    assert stage(**by_dvc).returncode == 1, "an edit leaves the run's values there"
     assert stage(**by_dvc, PIPELINE_RUN="1").returncode == stage().returncode == 0
     (root / ".pipeline/params.before.yaml").replace(root / "params.yaml")
     assert stage(**by_dvc).returncode == 0
